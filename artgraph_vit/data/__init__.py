@@ -1,0 +1,22 @@
+"""From a source of artworks to batches: sources -> vocabulary -> splits -> pictures -> batches."""
+
+from .batches import ArtGraphCollator, with_pixels
+from .pictures import find_bad_pictures, leave_out, read_picture
+from .sources import DataError, load_artworks
+from .splits import split_artworks
+from .vocabulary import build_vocabulary, encode_labels, known_row_count, label_counts
+
+__all__ = [
+    "ArtGraphCollator",
+    "DataError",
+    "build_vocabulary",
+    "encode_labels",
+    "find_bad_pictures",
+    "known_row_count",
+    "label_counts",
+    "leave_out",
+    "load_artworks",
+    "read_picture",
+    "split_artworks",
+    "with_pixels",
+]

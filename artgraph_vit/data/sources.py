@@ -1,0 +1,284 @@
+"""Where artworks come from: each reader gives the same rows, with the names of the labels and nothing decided yet.
+
+`load_artworks` looks at the source and calls the reader that fits: the ArtGraph csv export, or any Hub or local
+dataset with named columns. A raw row holds `image` (not decoded), one column a task (a name, a list of names, or
+None for unknown), `split` ("train", "validation", "test" or None) and `name`, by which errors call the artwork.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from transformers.utils import logging
+
+from ..tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
+
+logger = logging.get_logger(__name__)
+
+ARTGRAPH_CSV = "artgraph_dataset.csv"
+SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+class DataError(ValueError):
+    """Something in the user's data is wrong; the message says what, where, and what to do."""
+
+
+def load_artworks(
+    source: str | Path,
+    tasks: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    unknown_labels: Iterable[str] = (),
+    image_column: str = "image",
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> tuple[Dataset, list[Task]]:
+    """Reads a source into raw rows.
+
+    Args:
+        source (`str` or `Path`): a folder with an ArtGraph csv export, a folder written by `datasets`'
+            `save_to_disk`, or whatever `datasets.load_dataset` takes: a Hub id, a folder of pictures with metadata.
+        tasks (`Sequence[str]`, *optional*): the tasks to read; by default those of ArtGraph's five that are there.
+        columns (`Mapping[str, str]`, *optional*): the column of a task, where it is not called like the task.
+        unknown_labels (`Iterable[str]`, *optional*): names that mean unknown, such as "Unknown Artist".
+        image_column (`str`, *optional*, defaults to `"image"`): of a `datasets` source.
+        config_name, revision (`str`, *optional*): of a Hub dataset.
+
+    Returns:
+        The rows, and the tasks without labels yet (see [`build_vocabulary`]).
+
+    Raises:
+        DataError: names the file, row or column that is wrong.
+    """
+    folder = Path(source)
+    columns = dict(columns or {})
+    unknown = frozenset(unknown_labels)
+    if (folder / ARTGRAPH_CSV).is_file():
+        return read_artgraph_csv(folder, tasks, columns, unknown)
+    if folder.is_dir() and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
+        return read_datasets(load_from_disk(str(folder)), tasks, columns, unknown, image_column)
+    if str(source).startswith((".", "/", "~")) and not folder.exists():
+        raise DataError(f"There is no folder {str(source)!r}: give the path of a dataset, or a Hub id.")
+    dataset = load_dataset(str(source), config_name, revision=revision)
+    return read_datasets(dataset, tasks, columns, unknown, image_column)
+
+
+def read_artgraph_csv(
+    folder: Path, tasks: Sequence[str] | None, columns: Mapping[str, str], unknown: frozenset[str]
+) -> tuple[Dataset, list[Task]]:
+    """Reads `artgraph_dataset.csv`, `images/` and, where there is one, `splits/{train,val,test}.txt`.
+
+    The csv has a column `image` (a file name in `images/`) and one a task. Several labels stand in one cell, joined
+    by ", "; an empty cell is unknown.
+    """
+    table = folder / ARTGRAPH_CSV
+    with open(table, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, restkey="")
+        header = list(reader.fieldnames or [])
+        if "image" not in header:
+            raise DataError(f"{table} has no column 'image'; its columns are {', '.join(header) or 'none'}.")
+        chosen = _choose_tasks(tasks, columns, header, str(table))
+        records, lines = [], []
+        for record in reader:
+            if record["image"] in ("", None) or "" in record or None in record.values():
+                raise DataError(f"{table}, line {reader.line_num}: the row does not have one value for each column.")
+            records.append(record)
+            lines.append(reader.line_num)
+
+    if not records:
+        raise DataError(f"{table} has no rows.")
+    paths = [
+        _image_path(folder / "images", record["image"], table, line)
+        for record, line in zip(records, lines, strict=True)
+    ]
+    split_of = _read_split_files(folder / "splits", [record["image"] for record in records])
+    if split_of and len(split_of) < len(records):
+        logger.warning("%s: %d artworks are in no split and are left out.", table, len(records) - len(split_of))
+        chosen_rows = [index for index, record in enumerate(records) if record["image"] in split_of]
+        records, paths = [records[index] for index in chosen_rows], [paths[index] for index in chosen_rows]
+    labels = {
+        task.name: [_names_in_cell(record[columns.get(task.name, task.name)], task, unknown) for record in records]
+        for task in chosen
+    }
+    rows = Dataset.from_dict(
+        {
+            "image": [{"path": path, "bytes": None} for path in paths],
+            "name": [record["image"] for record in records],
+            "split": [split_of.get(record["image"]) for record in records],
+            **labels,
+        },
+        features=Features({"image": Image(decode=False), **_raw_features(chosen)}),
+    )
+    return rows, chosen
+
+
+def read_datasets(
+    dataset: Dataset | DatasetDict,
+    tasks: Sequence[str] | None,
+    columns: Mapping[str, str],
+    unknown: frozenset[str],
+    image_column: str = "image",
+) -> tuple[Dataset, list[Task]]:
+    """Reads a `datasets` dataset whose labels stand in named columns: strings, `ClassLabel`s, or lists of either."""
+    parts = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
+    raw_parts = []
+    chosen: list[Task] = []
+    for part_name, part in parts.items():
+        where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
+        if image_column not in part.column_names:
+            raise DataError(
+                f"{where} has no column {image_column!r}; its columns are {', '.join(part.column_names)}. "
+                "Name the one with the pictures by image_column."
+            )
+        task_types = {name: MULTI_LABEL if isinstance(f, List) else SINGLE_LABEL for name, f in part.features.items()}
+        chosen = _choose_tasks(tasks, columns, part.column_names, where, task_types)
+        split = _split_of_part(part, part_name)
+        labels = {task.name: _label_names(part, columns.get(task.name, task.name), task, unknown) for task in chosen}
+        rows = part.select_columns([image_column]).rename_column(image_column, "image")
+        rows = rows.cast_column("image", Image(decode=False))
+        features = _raw_features(chosen)
+        added = {"name": _picture_names(rows, part_name), "split": split, **labels}
+        raw_parts.append(concatenate_datasets([rows, Dataset.from_dict(added, features=Features(features))], axis=1))
+    rows = concatenate_datasets(raw_parts)
+    if not len(rows):
+        raise DataError("The dataset has no rows.")
+    return rows, chosen
+
+
+def _choose_tasks(
+    wanted: Sequence[str] | None,
+    columns: Mapping[str, str],
+    header: Sequence[str],
+    where: str,
+    task_types: Mapping[str, str] | None = None,
+) -> list[Task]:
+    defaults = {task.name: task for task in ARTGRAPH_TASKS}
+    for name in columns:
+        if name not in (wanted or defaults):
+            raise DataError(f"columns names {name!r}, which is not one of the tasks {', '.join(wanted or defaults)}.")
+    chosen = []
+    for name in wanted or defaults:
+        column = columns.get(name, name)
+        if column not in header:
+            if wanted or name in columns:
+                raise DataError(
+                    f"{where} has no column {column!r} for the task {name!r}; its columns are {', '.join(header)}."
+                )
+            continue
+        problem_type = (task_types or {}).get(column, SINGLE_LABEL)
+        task = defaults.get(name) or Task(name, problem_type)
+        if task_types and task.problem_type != problem_type:
+            raise DataError(
+                f"{where}: the column {column!r} of the task {name!r} should hold "
+                f"{'a list of labels' if task.is_multi_label else 'one label'} a row."
+            )
+        chosen.append(task)
+    if not chosen:
+        raise DataError(
+            f"{where} has none of the columns {', '.join(defaults)}; name its label columns by tasks or columns."
+        )
+    return chosen
+
+
+def _raw_features(tasks: Sequence[Task]) -> dict:
+    labels = {task.name: List(Value("string")) if task.is_multi_label else Value("string") for task in tasks}
+    return {"name": Value("string"), "split": Value("string"), **labels}
+
+
+def _names_in_cell(cell: str, task: Task, unknown: frozenset[str]) -> str | list[str] | None:
+    if not task.is_multi_label:
+        return cell if cell and cell not in unknown else None
+    names = dict.fromkeys(name for name in cell.split(", ") if name and name not in unknown)
+    return list(names) or None
+
+
+def _image_path(images: Path, name: str, table: Path, line: int) -> str:
+    path = images / name
+    if not path.resolve().is_relative_to(images.resolve()):
+        raise DataError(f"{table}, line {line}: the picture {name!r} lies outside {images}.")
+    if not path.is_file():
+        raise DataError(f"{table}, line {line}: there is no picture {path}.")
+    return str(path)
+
+
+def _read_split_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Maps a file name to its split; empty if there is no folder `splits`."""
+    if not folder.is_dir():
+        return {}
+    known, split_of = set(names), {}
+    if len(known) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{folder.parent / ARTGRAPH_CSV} names the picture {twice!r} twice.")
+    for file_name in ("train.txt", "val.txt", "test.txt"):
+        path = folder / file_name
+        if not path.is_file():
+            raise DataError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
+        split = SPLIT_NAMES[path.stem]
+        for line, name in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not name:
+                continue
+            if name not in known:
+                raise DataError(f"{path}, line {line}: {name!r} is not in {ARTGRAPH_CSV}.")
+            if name in split_of:
+                raise DataError(f"{path}, line {line}: {name!r} is already in the split {split_of[name]!r}.")
+            split_of[name] = split
+    return split_of
+
+
+def _split_of_part(part: Dataset, part_name: str | None) -> list[str | None]:
+    if part_name is not None:
+        if part_name not in SPLIT_NAMES:
+            raise DataError(f"The dataset has a split {part_name!r}; splits are called {', '.join(SPLIT_NAMES)}.")
+        # A lone "train" is how the Hub calls a dataset that was never divided.
+        return [SPLIT_NAMES[part_name]] * len(part)
+    if "split" not in part.column_names:
+        return [None] * len(part)
+    feature = part.features["split"]
+    names = [feature.int2str(v) if isinstance(feature, ClassLabel) else v for v in part["split"][:]]
+    wrong = next((name for name in names if name not in SPLIT_NAMES), None)
+    if wrong is not None or None in names:
+        raise DataError(f"The column 'split' holds {wrong!r}; splits are called {', '.join(SPLIT_NAMES)}.")
+    return [SPLIT_NAMES[name] for name in names]
+
+
+def _label_names(part: Dataset, column: str, task: Task, unknown: frozenset[str]) -> list:
+    feature = part.features[column]
+    inner = feature.feature if isinstance(feature, List) else feature
+    if not (isinstance(inner, ClassLabel) or (isinstance(inner, Value) and inner.dtype in ("string", "large_string"))):
+        raise DataError(f"The column {column!r} holds {inner}, not the names of labels or a ClassLabel.")
+
+    def name_of(label) -> str | None:
+        if isinstance(inner, ClassLabel) and label is not None:
+            label = inner.int2str(label) if label >= 0 else None  # -1 is how the Hub writes a missing ClassLabel
+        return label if label and label not in unknown else None
+
+    if not task.is_multi_label:
+        return [name_of(label) for label in part[column][:]]
+    named = ([name_of(label) for label in labels or ()] for labels in part[column][:])
+    return [list(dict.fromkeys(name for name in names if name)) or None for names in named]
+
+
+def _picture_names(rows: Dataset, part_name: str | None) -> list[str]:
+    """A name for each row that does not change when rows move: its file, else a hash of its bytes."""
+    names = []
+    for index, row in enumerate(rows):
+        image = row["image"]
+        if image is None or not (image.get("bytes") or image.get("path")):
+            raise DataError(f"Row {index} of {part_name or 'the dataset'} has no picture.")
+        embedded = image.get("bytes")
+        names.append(hashlib.sha256(embedded).hexdigest()[:16] if embedded else image["path"])
+    return names

@@ -1,0 +1,71 @@
+"""Train, validation and test: read where the source has them, else made.
+
+A made split is stratified and depends on the names of the artworks and the seed alone, so that it does not change
+when rows are re-ordered: within a stratum artworks are in the order of a hash of their names, and each goes to the
+split that is furthest below its share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from datasets import Dataset, DatasetDict
+
+from .sources import DataError
+
+SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
+
+
+def split_artworks(rows: Dataset, stratify_by: str | None = "genre", seed: int = 42) -> DatasetDict:
+    """Divides encoded rows into train, validation and test.
+
+    Args:
+        rows (`Dataset`): with the columns `name` and `split`. Splits that the source names are kept; those that it
+            lacks are cut from its train rows (or from all, if it names none), 70/15/15 in proportion.
+        stratify_by (`str`, *optional*, defaults to `"genre"`): a single-label column; ignored if it is not there.
+        seed (`int`, *optional*, defaults to 42): of the hash.
+
+    Raises:
+        DataError: if a split comes out empty or two splits share an artwork.
+    """
+    split_of_row: list[str] = rows["split"][:]
+    present = set(split_of_row) - {None}
+    missing = [split for split in SHARES if split not in present]
+    if missing and (not present or "train" in present):
+        pool = [index for index, split in enumerate(split_of_row) if split in (None, "train")]
+        shares = {split: SHARES[split] for split in dict.fromkeys(["train", *missing])}
+        strata = rows[stratify_by][:] if stratify_by in rows.column_names else [None] * len(rows)
+        names = rows["name"][:]
+        made = _assign([names[index] for index in pool], [strata[index] for index in pool], shares, seed)
+        for index, split in zip(pool, made, strict=True):
+            split_of_row[index] = split
+    splits = {split: [i for i, name in enumerate(split_of_row) if name == split] for split in SHARES}
+    for split, indices in splits.items():
+        if not indices:
+            raise DataError(f"The split {split!r} is empty: give it artworks, or leave all splits out to have them made.")
+    _refuse_overlap(rows["name"][:], split_of_row)
+    return DatasetDict({split: rows.select(indices).remove_columns("split") for split, indices in splits.items()})
+
+
+def _assign(names: Sequence[str], strata: Sequence, shares: dict[str, float], seed: int) -> list[str]:
+    stratum_of = dict(zip(names, strata, strict=True))  # the same picture twice goes to one split
+
+    def order(name: str) -> tuple[str, str]:
+        return str(stratum_of[name]), hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+
+    total = sum(shares.values())
+    assigned = dict.fromkeys(shares, 0)
+    split_of: dict[str, str] = {}
+    for position, name in enumerate(sorted(stratum_of, key=order), start=1):
+        split = max(shares, key=lambda split: shares[split] / total * position - assigned[split])
+        assigned[split] += 1
+        split_of[name] = split
+    return [split_of[name] for name in names]
+
+
+def _refuse_overlap(names: Sequence[str], splits: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for name, split in zip(names, splits, strict=True):
+        if first.setdefault(name, split) != split:
+            raise DataError(f"The artwork {name!r} is in two splits, {first[name]!r} and {split!r}: keep it in one.")

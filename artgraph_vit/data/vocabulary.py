@@ -1,0 +1,104 @@
+"""Which labels a task has, and rows whose labels are numbers.
+
+The labels of a task are counted over all splits before anything is split. What becomes of a label that stands on
+fewer than `min_count` artworks is the task's own rule (`Task.rare`); labels are in sorted order and keep their case.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
+
+from ..tasks import OTHER, Task
+from .sources import DataError
+
+
+def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100) -> list[Task]:
+    """Gives each task its labels.
+
+    Args:
+        rows (`Dataset`): raw rows, of all splits.
+        tasks (`Sequence[Task]`): as [`load_artworks`] returns them.
+        min_count (`int`, *optional*, defaults to 100): how many artworks a label needs where its task's rule is
+            `"other"` or `"drop"`.
+
+    Returns:
+        The tasks with their labels.
+
+    Raises:
+        DataError: if a task is left with too few labels to tell apart.
+    """
+    built = []
+    for task in tasks:
+        counts: Counter[str] = Counter()
+        for value in rows[task.name][:]:
+            counts.update(value if isinstance(value, list) else [value] if value is not None else [])
+        kept = {label for label, count in counts.items() if task.rare == "keep" or count >= min_count}
+        if task.rare == "other" and len(kept) < len(counts):
+            kept.add(OTHER)
+        if len(kept) < (1 if task.is_multi_label else 2):
+            raise DataError(
+                f"The task {task.name!r} has {len(kept)} label(s) on at least {min_count if task.rare != 'keep' else 1}"
+                f" of the {len(rows)} artworks, so there is nothing to learn: lower min_count, or leave it out of tasks."
+            )
+        built.append(task.with_labels(sorted(kept)))
+    return built
+
+
+def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
+    """Turns the names of raw rows into numbers, leaving the pictures where they are.
+
+    Returns:
+        Rows with `image`, `name`, `split`, single-label tasks as `ClassLabel` and multi-label tasks as
+        `List(ClassLabel)`; None for unknown, as for an artwork none of whose labels is in the vocabulary.
+
+    Raises:
+        DataError: names the artwork and the label that a task with `rare="keep"` does not know.
+    """
+    encoded: dict[str, list] = {}
+    features: dict[str, ClassLabel | List] = {}
+    for task in tasks:
+        index_of = {label: index for index, label in enumerate(task.labels)}
+        class_label = ClassLabel(names=list(task.labels))
+        features[task.name] = List(class_label) if task.is_multi_label else class_label
+        encoded[task.name] = [
+            _encode(value, task, index_of, name) for value, name in zip(rows[task.name][:], rows["name"][:], strict=True)
+        ]
+    rest = rows.select_columns(["image", "name", "split"])
+    return concatenate_datasets([rest, Dataset.from_dict(encoded, features=Features(features))], axis=1)
+
+
+def label_counts(rows: Dataset, task: Task) -> torch.Tensor:
+    """How many of the encoded rows carry each label of a task: int64 `(C,)`."""
+    values = rows.with_format(None)[task.name][:]
+    flat = [label for value in values if value is not None for label in (value if isinstance(value, list) else [value])]
+    return torch.bincount(torch.tensor(flat, dtype=torch.int64), minlength=task.num_labels)
+
+
+def known_row_count(rows: Dataset, task: Task) -> int:
+    """How many of the encoded rows have a label of a task."""
+    return sum(value not in (None, []) for value in rows.with_format(None)[task.name][:])
+
+
+def _encode(value: str | list[str] | None, task: Task, index_of: dict[str, int], name: str) -> int | list[int] | None:
+    if value is None:
+        return None
+    labels = value if isinstance(value, list) else [value]
+    indices = []
+    for label in labels:
+        index = index_of.get(label)
+        if index is None and task.rare == "other":
+            index = index_of.get(OTHER)
+        if index is None and task.rare != "drop":
+            raise DataError(
+                f"The artwork {name!r} has the {task.name} {label!r}, which is not among the {task.num_labels} labels "
+                f"of the model: correct it, leave the artwork out, or list {label!r} in unknown_labels."
+            )
+        if index is not None:
+            indices.append(index)
+    if not indices:
+        return None
+    return sorted(indices) if task.is_multi_label else indices[0]

@@ -1,0 +1,378 @@
+"""`ArtGraphViTForImageClassification`: one vision transformer, one linear head a task.
+
+pixel_values -> backbone -> pooled vector -> one dropout -> heads -> logits of each task -> joined loss.
+Notable: the loss can be told the denominators of the whole optimizer step, so that its gradient does not depend on
+how the rows were divided; a frozen backbone stays in eval mode and builds no graph; a checkpoint that does not hold
+exactly the model's tensors is an error. This file travels to the Hub with the weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import ModelOutput
+
+from .configuration_artgraph_vit import ArtGraphViTConfig
+from .losses import (
+    join_task_losses,
+    known_rows,
+    multi_label_denominator,
+    multi_label_numerator,
+    single_label_denominator,
+    single_label_numerator,
+)
+from .tasks import Task
+
+
+@dataclass
+class ArtGraphViTOutput(ModelOutput):
+    """What the model returns.
+
+    Args:
+        loss (`FloatTensor` of shape `()`, *optional*, with `labels`): the joined loss.
+        task_losses (`dict[str, FloatTensor]` of shape `()`, *optional*, with `labels`): the loss of each task, before
+            it is weighted; 0 for a task without a known row.
+        logits (`dict[str, FloatTensor]` of shape `(B, C)`): the scores of each task's labels.
+        pooled (`FloatTensor` of shape `(B, hidden_size)`): the vector under the heads.
+        hidden_states, attentions (`tuple[FloatTensor]`, *optional*): the backbone's, when asked for.
+    """
+
+    loss: Tensor | None = None
+    task_losses: dict[str, Tensor] | None = None
+    logits: dict[str, Tensor] | None = None
+    pooled: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class TaskHead(nn.Linear):
+    """The linear head of one task; a single-label head carries its class weights, which its loss needs."""
+
+    def __init__(self, hidden_size: int, task: Task):
+        super().__init__(hidden_size, task.num_labels)
+        if not task.is_multi_label:
+            self.register_buffer("class_weights", torch.ones(task.num_labels))
+
+
+class ArtGraphViTForImageClassification(PreTrainedModel):
+    """A vision backbone with one classification head for each task of its config.
+
+    Args:
+        config ([`ArtGraphViTConfig`]): needs at least one task, and labels in each.
+
+    Raises:
+        ValueError: if a task has fewer than two labels (one, where several may apply).
+    """
+
+    config_class = ArtGraphViTConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the Trainer divides no loss of ours: see training/trainer.py
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _keep_in_fp32_modules_strict = ["log_variances", "class_weights"]
+
+    def __init__(self, config: ArtGraphViTConfig):
+        super().__init__(config)
+        if not config.tasks:
+            raise ValueError("The config has no task: pass tasks=[Task(...), ...] to ArtGraphViTConfig.")
+        for task in config.tasks:
+            if task.num_labels < (1 if task.is_multi_label else 2):
+                raise ValueError(
+                    f"Task {task.name!r} has {task.num_labels} label(s), so there is nothing to tell apart: "
+                    "leave the task out or give it more labels."
+                )
+        self.backbone = AutoModel.from_config(config.backbone_config, **_without_pooler(config.backbone_config))
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.heads = nn.ModuleDict({task.name: TaskHead(config.hidden_size, task) for task in config.tasks})
+        self.log_variances = nn.Parameter(torch.zeros(len(config.tasks)))  # (tasks,), in the config's order
+        self._backbone_is_frozen = False
+        self.post_init()
+        self.unfreeze_backbone()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | os.PathLike,
+        tasks: Sequence[Task],
+        *,
+        from_scratch: bool = False,
+        revision: str | None = None,
+        **config_options: Any,
+    ) -> ArtGraphViTForImageClassification:
+        """Puts fresh heads on a vision backbone.
+
+        Args:
+            name_or_path (`str` or `PathLike`): a Hub id or a folder of any vision encoder that `AutoModel` knows;
+                of an image-text model (CLIP, SigLIP) the vision tower is taken.
+            tasks (`Sequence[Task]`): with their labels.
+            from_scratch (`bool`, *optional*, defaults to `False`): take the backbone's config only, and train its
+                weights from a random start.
+            revision (`str`, *optional*): branch, tag or commit on the Hub.
+            config_options: further options of [`ArtGraphViTConfig`]; `pooling` follows the backbone where it is not
+                given: the CLS token where there is one, else the backbone's own pooler, else the mean.
+
+        Raises:
+            OSError: if there is no such model, or it has no safetensors weights.
+            ValueError: if a tensor of the backbone is not in the checkpoint.
+        """
+        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        backbone_config = getattr(backbone_config, "vision_config", backbone_config)
+        if hasattr(backbone_config, "use_mask_token"):
+            backbone_config.use_mask_token = False  # nothing is masked here: the parameter would never be trained
+        config = ArtGraphViTConfig(backbone_config=backbone_config, tasks=list(tasks), **config_options)
+        model = cls(config)
+        if "pooling" not in config_options:
+            config.pooling = default_pooling(model.backbone)
+        if not from_scratch:
+            model.backbone, loading_info = AutoModel.from_pretrained(
+                name_or_path,
+                config=backbone_config,
+                revision=revision,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **_without_pooler(backbone_config),
+            )
+            _refuse_incomplete(loading_info, name_or_path, ignore_unexpected=True)
+            model.unfreeze_backbone()
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but a tensor that is missing, unexpected or of another shape is an error.
+
+        Raises:
+            ValueError: names the tensors; pass `ignore_mismatched_sizes=True` to accept other shapes.
+        """
+        kwargs["use_safetensors"] = True  # a pickled checkpoint can run code when it is read
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if not kwargs.get("ignore_mismatched_sizes"):
+            _refuse_incomplete(loading_info, pretrained_model_name_or_path)
+        return (model, loading_info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As in transformers, but the tensors keep the names they have in memory.
+
+        Older releases named some backbones' tensors otherwise; files under those names are not what
+        `Trainer` expects when it reads a checkpoint back (`from_pretrained` reads both).
+        """
+        return super().save_pretrained(
+            save_directory, *args, save_original_format=save_original_format, **kwargs
+        )
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Mapping[str, Tensor] | None = None,
+        denominators: Tensor | None = None,
+        log_term_share: float = 1.0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ArtGraphViTOutput | tuple:
+        """From pictures to the logits of each task.
+
+        Args:
+            pixel_values (`FloatTensor` of shape `(B, 3, H, W)`): as the image processor of the backbone makes them.
+            labels (`dict[str, Tensor]`, *optional*): for each task int64 `(B,)` with -100 for unknown, or float
+                `(B, C)` of 0/1 with -100 for an unknown row or entry.
+            denominators (`FloatTensor` of shape `(T,)`, *optional*): what to divide each task's numerator by, where
+                the batch is a part of an optimizer step (0 for a task with no known row in the whole step);
+                by default those of this batch.
+            log_term_share (`float`, *optional*, defaults to 1): the part of the log σ terms this batch carries.
+            output_hidden_states, output_attentions (`bool`, *optional*): return the backbone's.
+
+        Returns:
+            [`ArtGraphViTOutput`], or its values as a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError: if `labels` does not name exactly the tasks of the config.
+        """
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_is_frozen):
+            features = self.backbone(
+                pixel_values=pixel_values, **{name: value for name, value in asked.items() if value is not None}
+            )
+            pooled = self._pool(features)  # (B, hidden)
+        dropped = self.dropout(pooled)
+        logits = {name: head(dropped) for name, head in self.heads.items()}  # each (B, C)
+
+        loss = task_losses = None
+        if labels is not None:
+            is_known = None
+            if denominators is None:
+                denominators, is_known = self.loss_denominators(labels)
+            else:
+                is_known = denominators > 0
+            losses = self.loss_numerators(logits, labels) / torch.where(is_known, denominators, 1.0)  # (T,)
+            loss = join_task_losses(losses, is_known, self.log_variances, self.config.loss_epsilon, log_term_share)
+            task_losses = dict(zip(self.heads, losses.detach().unbind(), strict=True))
+
+        output = ArtGraphViTOutput(
+            loss=loss,
+            task_losses=task_losses,
+            logits=logits,
+            pooled=pooled,
+            hidden_states=features.get("hidden_states"),
+            attentions=features.get("attentions"),
+        )
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def loss_numerators(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """The numerator of each task's loss over the rows given, shape `(T,)`."""
+        self._check_label_names(labels)
+        numerators = []
+        for task in self.config.tasks:
+            if task.is_multi_label:
+                numerators.append(multi_label_numerator(logits[task.name], labels[task.name]))
+            else:
+                class_weights = self.heads[task.name].class_weights
+                numerators.append(single_label_numerator(logits[task.name], labels[task.name], class_weights))
+        return torch.stack(numerators)
+
+    def loss_denominators(self, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The denominator of each task's loss, shape `(T,)`, and whether it has a known row, bool `(T,)`."""
+        self._check_label_names(labels)
+        denominators, rows = [], []
+        for task in self.config.tasks:
+            if task.is_multi_label:
+                denominators.append(multi_label_denominator(labels[task.name], self.config.multilabel_reduction))
+            else:
+                class_weights = self.heads[task.name].class_weights
+                denominators.append(single_label_denominator(labels[task.name], class_weights))
+            rows.append(known_rows(labels[task.name]))
+        return torch.stack(denominators), torch.stack(rows) > 0
+
+    def freeze_backbone(self) -> None:
+        """Only heads and log variances learn from now on; the backbone stays in eval mode and builds no graph."""
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+        self._backbone_is_frozen = True
+
+    def unfreeze_backbone(self) -> None:
+        """Everything learns from now on (but a mask token, which no picture here ever uses)."""
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(not name.endswith("mask_token"))
+        self.backbone.train(self.training)
+        self._backbone_is_frozen = False
+
+    def train(self, mode: bool = True) -> ArtGraphViTForImageClassification:
+        super().train(mode)
+        if self._backbone_is_frozen:
+            self.backbone.eval()
+        return self
+
+    def set_class_weights(self, class_weights: Mapping[str, Tensor]) -> None:
+        """Sets the class weights, `(C,)` each, of the single-label tasks named."""
+        for name, weights in class_weights.items():
+            self.heads[name].class_weights.copy_(weights)
+
+    @torch.no_grad()
+    def predict_labels(self, logits: Mapping[str, Tensor]) -> list[dict[str, list[str]]]:
+        """The names of the labels predicted for each row: the best one of a single-label task, all those above
+        their threshold of a multi-label task (may be none), in the order of their scores.
+        """
+        rows: list[dict[str, list[str]]] = [{} for _ in range(len(next(iter(logits.values()))))]
+        for task in self.config.tasks:
+            scores = logits[task.name]
+            is_predicted = predicted_labels(scores, task, self.config.thresholds.get(task.name, 0.5))
+            for row, order, chosen in zip(rows, scores.argsort(-1, descending=True), is_predicted, strict=True):
+                row[task.name] = [task.labels[label] for label in order.tolist() if chosen[label]]
+        return rows
+
+    def _pool(self, features: ModelOutput) -> Tensor:
+        if self.config.pooling == "pooler":
+            pooled = features.get("pooler_output")
+            if pooled is None:
+                raise ValueError("This backbone gives no pooled vector: set pooling='mean' in the config.")
+            return pooled.flatten(1)  # (B, hidden); some convolutional backbones give (B, hidden, 1, 1)
+        tokens = features.last_hidden_state  # (B, tokens, hidden)
+        return tokens[:, 0] if self.config.pooling == "cls" else tokens.mean(1)
+
+    def _check_label_names(self, labels: Mapping[str, Tensor]) -> None:
+        if set(labels) != set(self.heads):
+            raise ValueError(
+                f"labels must name exactly the tasks {', '.join(self.heads)}; got {', '.join(labels) or 'none'}."
+            )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, TaskHead):
+            init.normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
+            if hasattr(module, "class_weights"):
+                init.ones_(module.class_weights)
+        elif module is self:
+            init.zeros_(self.log_variances)
+        else:
+            super()._init_weights(module)
+
+
+def predicted_labels(logits: Tensor, task: Task, threshold: float | Sequence[float] = 0.5) -> Tensor:
+    """Which labels a task predicts.
+
+    Args:
+        logits (`FloatTensor` of shape `(B, C)`).
+        task (`Task`).
+        threshold (`float` or `Sequence[float]`, *optional*, defaults to 0.5): of a multi-label task; a label is
+            predicted if its probability is above it.
+
+    Returns:
+        `BoolTensor` of shape `(B, C)`, one true entry a row for a single-label task.
+    """
+    if not task.is_multi_label:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
+    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=logits.device)
+    return logits.float() > torch.logit(threshold)
+
+
+def default_pooling(backbone: PreTrainedModel) -> str:
+    """The pooling that fits a backbone: `"cls"`, `"pooler"` (its own, trained with it) or `"mean"`."""
+    if any(name.endswith("cls_token") for name, _ in backbone.named_parameters()):
+        return "cls"
+    if _without_pooler(backbone.config) or not getattr(backbone.config, "vision_use_head", True):
+        return "mean"
+    return "pooler"
+
+
+def _without_pooler(backbone_config: PreTrainedConfig) -> dict[str, bool]:
+    # ViT's, DeiT's and BEiT's poolers are optional, and random where a checkpoint has none.
+    backbone_class = MODEL_MAPPING[type(backbone_config)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(backbone_class).parameters else {}
+
+
+def _refuse_incomplete(
+    loading_info: Mapping[str, Any], name_or_path: str | os.PathLike, ignore_unexpected: bool = False
+) -> None:
+    problems = {
+        "lacks": loading_info["missing_keys"],
+        "has another shape for": loading_info["mismatched_keys"],
+        "holds, but the model has no place for,": [] if ignore_unexpected else loading_info["unexpected_keys"],
+    }
+    for problem, names in problems.items():
+        if names:
+            listed = ", ".join(sorted(str(name) for name in names)[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise ValueError(
+                f"The checkpoint {str(name_or_path)!r} {problem} {len(names)} tensor(s): {listed}{more}. "
+                "It was made by another model or is damaged; nothing was loaded in part."
+            )
+
+
+ArtGraphViTConfig.register_for_auto_class()
+ArtGraphViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,157 @@
+"""The options of a run in three groups: the model, the data, and `TrainingArguments` with the source's recipe.
+
+The defaults are those of the published ArtGraph model: 35 epochs, 5 of them with a frozen backbone at 1e-3, then
+5e-5; batches of 32, AdamW's defaults, constant learning rate, gradient clipping at 1, dropout 0.3 before the heads,
+and the checkpoint with the best `avg_macro_f1`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers import TrainingArguments
+
+CLASS_WEIGHTS = ("balanced", "none")
+EMBEDDED = "embedded"
+
+
+def _choice(default: str, choices: tuple[str, ...], help: str) -> str:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    _argument_group_name: ClassVar[str] = "model"
+
+    backbone: str = field(
+        default="google/vit-base-patch16-224-in21k",
+        metadata={"help": "Hub id or folder of the vision backbone; its image processor is used too."},
+    )
+    backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Take the backbone's config only and start from random weights."}
+    )
+    pooling: str | None = field(
+        default=None, metadata={"help": "cls, mean or pooler; by default what fits the backbone."}
+    )
+    head_dropout: float = field(default=0.3, metadata={"help": "Probability of the dropout before the heads."})
+    loss_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of the joined loss."})
+    multilabel_reduction: str = _choice(
+        "known_rows", ("known_rows", "all_rows"), "What a multi-label loss is divided by; all_rows is the source's way."
+    )
+    class_weights: str = _choice(
+        "balanced", CLASS_WEIGHTS, "Class weights of single-label losses, from the train split; balanced as in sklearn."
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which artworks it is trained on."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    source: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of an ArtGraph export, folder or Hub id of a datasets dataset, or 'embedded' for the "
+            "dataset that comes with the library."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    tasks: list[str] | None = field(
+        default=None, metadata={"help": "Tasks to learn; by default those of ArtGraph's five that the source has."}
+    )
+    columns: dict | str | None = field(
+        default=None, metadata={"help": 'Columns not called like their task, as JSON: {"tags": "subjects"}.'}
+    )
+    image_column: str = field(default="image", metadata={"help": "Column with the pictures, of a datasets source."})
+    unknown_labels: list[str] = field(
+        default_factory=list, metadata={"help": "Names that mean unknown, such as 'Unknown Artist'."}
+    )
+    min_count: int = field(
+        default=100, metadata={"help": "Artworks that an artist, tag or medium needs to be a label of its own."}
+    )
+    stratify_by: str = field(default="genre", metadata={"help": "Task by which a split is stratified, if one is made."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
+    on_bad_image: str = _choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
+    embedded_folder: str = field(
+        default="runs/embedded-dataset", metadata={"help": "Where the embedded dataset is painted."}
+    )
+    embedded_artworks: int = field(default=1600, metadata={"help": "How many pictures the embedded dataset has."})
+
+    def __post_init__(self) -> None:
+        if self.source is None:
+            raise ValueError("There is no source: pass --source FOLDER_OR_HUB_ID, or --source embedded.")
+        if isinstance(self.columns, str):
+            try:
+                self.columns = json.loads(self.columns)
+            except json.JSONDecodeError as error:
+                raise ValueError(f'columns={self.columns!r} is not JSON such as {{"tags": "subjects"}}.') from error
+        if self.columns is not None and not isinstance(self.columns, dict):
+            raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
+        if not isinstance(self.min_count, int) or self.min_count < 1:
+            raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
+
+
+@dataclass
+class ArtGraphTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with two phases and the source's recipe.
+
+    New: `frozen_epochs` (5) and `frozen_learning_rate` (1e-3). Other defaults than those of `TrainingArguments`:
+
+    - 35 epochs, batches of 32, learning rate 5e-5 without decay, weight decay 0.01: the recipe (AdamW's defaults);
+    - evaluation, logging and a checkpoint each epoch; the best by `avg_macro_f1` is loaded at the end, two are kept;
+    - `batch_eval_metrics`: metrics are counters, so memory does not grow with the rows;
+    - `label_names=["labels"]`, `remove_unused_columns=False`: labels are a dict, pictures are decoded when fetched;
+    - `ddp_find_unused_parameters=False`: every head is in every graph;
+    - `logging_nan_inf_filter=False`: it would hide a broken loss, and waits for the GPU at each step.
+
+    Raises:
+        ValueError: if an option above has a value with which the trainer would be wrong.
+    """
+
+    _argument_group_name: ClassVar[str] = "training"
+
+    frozen_epochs: int = field(
+        default=5, metadata={"help": "Epochs of the first phase: backbone frozen, only the heads learn."}
+    )
+    frozen_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the first phase."})
+
+    output_dir: str | None = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
+    num_train_epochs: float = field(default=35, metadata={"help": "Epochs of both phases together."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows a batch and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows an evaluation batch and device."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the second phase."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of every parameter but the log variances."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule, started anew in each phase."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch, steps or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: epoch, steps, best or no."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: epoch, steps or no."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best one always is."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
+    metric_for_best_model: str | None = field(default="avg_macro_f1", metadata={"help": "What best means."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Leave as it is."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Leave as it is."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide a loss that is not finite."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.frozen_epochs <= self.num_train_epochs or self.frozen_epochs != int(self.frozen_epochs):
+            raise ValueError(
+                f"frozen_epochs={self.frozen_epochs}: use a whole number from 0 to num_train_epochs "
+                f"({self.num_train_epochs:g})."
+            )
+        needed = {"label_names": ["labels"], "remove_unused_columns": False, "batch_eval_metrics": True}
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r}: ArtGraphTrainer needs {value!r}; leave it out.")
+        if self.label_smoothing_factor or self.prediction_loss_only:
+            raise ValueError("label_smoothing_factor and prediction_loss_only do not work with several tasks.")
+        super().__post_init__()
