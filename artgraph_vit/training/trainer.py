@@ -14,17 +14,17 @@ was not loaded is an error). tests/training holds each against the installed ver
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import slice_tensors
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..losses import join_task_losses
 from ..metrics import MultiTaskMetrics
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
 
 HEADS, FULL = "heads", "full"
@@ -140,11 +140,29 @@ class ArtGraphTrainer(Trainer):
         if not batches:
             return batches, None
         sums = torch.zeros(2, len(self.model.config.tasks), dtype=torch.float64, device=device)
-        for batch in batches:
+        own_rows = self._drop_padding(batches)
+        for batch in batches if own_rows else batches[:-1]:
             labels = {name: values.to(device) for name, values in batch["labels"].items()}
             sums += torch.stack(self.model.loss_denominators(labels)).double()
         denominators, is_known = self.accelerator.reduce(sums, reduction="sum")
         return batches, torch.where(is_known > 0, denominators, 0.0)
+
+    def _drop_padding(self, batches: list[dict[str, Any]]) -> int:
+        """Takes off the rows with which accelerate evens out an epoch's last batch; returns how many stay.
+
+        It repeats rows of the epoch's start. Where all of a process's rows are such, one stays, for a process must
+        take part in the step, but with its labels unknown.
+        """
+        rows = len(batches[-1]["pixel_values"])
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        own = min(max(state.remainder - rows * self.accelerator.process_index, 0), rows)
+        batches[-1] = slice_tensors(batches[-1], slice(max(own, 1)))
+        if own == 0:
+            for labels in batches[-1]["labels"].values():
+                labels.fill_(UNKNOWN)
+        return own
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The part of the step's loss that stems from these rows, times the processes, over which DDP averages.
