@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
@@ -56,12 +56,12 @@ class ArtGraphViTConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["task_losses", "pooled", "hidden_states", "attentions"]
 
     backbone_config: dict | PreTrainedConfig | None = None
-    tasks: list | tuple | None = None
+    tasks: list = field(default_factory=list)
     pooling: str = "cls"
     head_dropout: float = 0.3
     loss_epsilon: float = 1e-8
     multilabel_reduction: str = "known_rows"
-    thresholds: dict | None = None
+    thresholds: dict = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
@@ -70,14 +70,14 @@ class ArtGraphViTConfig(PreTrainedConfig):
         elif isinstance(self.backbone_config, dict):
             backbone = dict(self.backbone_config)
             self.backbone_config = AutoConfig.for_model(backbone.pop("model_type", "vit"), **backbone)
-        self.tasks = [Task.from_dict(task) for task in self.tasks or ()]
-        self.thresholds = dict(self.thresholds or {})
+        self.tasks = [Task.from_dict(task) for task in self.tasks]
+        self.thresholds = dict(self.thresholds)
         self._check_values()
         super().__post_init__(**kwargs)
 
     @classmethod
     def _refuse_misspelt(cls, names: dict[str, Any]) -> None:
-        known = {field.name for field in fields(cls)} | set(vars(PreTrainedConfig)) | _WRITTEN_BY_TRANSFORMERS
+        known = {known.name for known in fields(cls)} | set(vars(PreTrainedConfig)) | _WRITTEN_BY_TRANSFORMERS
         for name in names:
             if name not in known and not name.startswith("_"):
                 close = difflib.get_close_matches(name, known, n=1)
@@ -116,8 +116,8 @@ class ArtGraphViTConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Length of the pooled vector."""
-        size = getattr(self.backbone_config, "hidden_size", None)
-        return size if size is not None else self.backbone_config.hidden_sizes[-1]
+        backbone: Any = self.backbone_config
+        return backbone.hidden_size if hasattr(backbone, "hidden_size") else backbone.hidden_sizes[-1]
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "tasks": [task.to_dict() for task in self.tasks]}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput
@@ -60,7 +60,7 @@ class TaskHead(nn.Linear):
     def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task.num_labels)
         if not task.is_multi_label:
-            self.register_buffer("class_weights", torch.ones(task.num_labels))
+            self.class_weights = nn.Buffer(torch.ones(task.num_labels))
 
 
 class ArtGraphViTForImageClassification(PreTrainedModel):
@@ -76,7 +76,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     config_class = ArtGraphViTConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the Trainer divides no loss of ours: see training/trainer.py
     _supports_sdpa = True
@@ -93,7 +93,9 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                     f"Task {task.name!r} has {task.num_labels} label(s), so there is nothing to tell apart: "
                     "leave the task out or give it more labels."
                 )
-        self.backbone = AutoModel.from_config(config.backbone_config, **_without_pooler(config.backbone_config))
+        self.backbone: PreTrainedModel = AutoModel.from_config(
+            config.backbone_config, **_without_pooler(config.backbone_config)
+        )
         self.dropout = nn.Dropout(config.head_dropout)
         self.heads = nn.ModuleDict({task.name: TaskHead(config.hidden_size, task) for task in config.tasks})
         self.log_variances = nn.Parameter(torch.zeros(len(config.tasks)))  # (tasks,), in the config's order
@@ -129,6 +131,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         """
         backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         backbone_config = getattr(backbone_config, "vision_config", backbone_config)
+        if os.path.exists(name_or_path):
+            backbone_config.name_or_path = ""  # a path of this machine means nothing to who loads the model
         if hasattr(backbone_config, "use_mask_token"):
             backbone_config.use_mask_token = False  # nothing is masked here: the parameter would never be trained
         config = ArtGraphViTConfig(backbone_config=backbone_config, tasks=list(tasks), **config_options)
@@ -157,22 +161,20 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             ValueError: names the tensors; pass `ignore_mismatched_sizes=True` to accept other shapes.
         """
         kwargs["use_safetensors"] = True  # a pickled checkpoint can run code when it is read
-        model, loading_info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, loading_info = loaded
         if not kwargs.get("ignore_mismatched_sizes"):
             _refuse_incomplete(loading_info, pretrained_model_name_or_path)
         return (model, loading_info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+    def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, but the tensors keep the names they have in memory.
 
         Older releases named some backbones' tensors otherwise; files under those names are not what
         `Trainer` expects when it reads a checkpoint back (`from_pretrained` reads both).
         """
-        return super().save_pretrained(
-            save_directory, *args, save_original_format=save_original_format, **kwargs
-        )
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(save_directory, **kwargs)
 
     def forward(
         self,
@@ -240,7 +242,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             if task.is_multi_label:
                 numerators.append(multi_label_numerator(logits[task.name], labels[task.name]))
             else:
-                class_weights = self.heads[task.name].class_weights
+                class_weights = self._class_weights(task.name)
                 numerators.append(single_label_numerator(logits[task.name], labels[task.name], class_weights))
         return torch.stack(numerators)
 
@@ -252,7 +254,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             if task.is_multi_label:
                 denominators.append(multi_label_denominator(labels[task.name], self.config.multilabel_reduction))
             else:
-                class_weights = self.heads[task.name].class_weights
+                class_weights = self._class_weights(task.name)
                 denominators.append(single_label_denominator(labels[task.name], class_weights))
             rows.append(known_rows(labels[task.name]))
         return torch.stack(denominators), torch.stack(rows) > 0
@@ -279,7 +281,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     def set_class_weights(self, class_weights: Mapping[str, Tensor]) -> None:
         """Sets the class weights, `(C,)` each, of the single-label tasks named."""
         for name, weights in class_weights.items():
-            self.heads[name].class_weights.copy_(weights)
+            self._class_weights(name).copy_(weights)
 
     @torch.no_grad()
     def predict_labels(self, logits: Mapping[str, Tensor]) -> list[dict[str, list[str]]]:
@@ -294,7 +296,11 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 row[task.name] = [task.labels[label] for label in order.tolist() if chosen[label]]
         return rows
 
-    def _pool(self, features: ModelOutput) -> Tensor:
+    def _class_weights(self, name: str) -> Tensor:
+        head: Any = self.heads[name]
+        return head.class_weights  # (C,)
+
+    def _pool(self, features: Any) -> Tensor:
         if self.config.pooling == "pooler":
             pooled = features.get("pooler_output")
             if pooled is None:
@@ -337,8 +343,8 @@ def predicted_labels(logits: Tensor, task: Task, threshold: float | Sequence[flo
     if not task.is_multi_label:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
-    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=logits.device)
-    return logits.float() > torch.logit(threshold)
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32, device=logits.device)
+    return logits.float() > torch.logit(thresholds)
 
 
 def default_pooling(backbone: PreTrainedModel) -> str:
@@ -350,9 +356,9 @@ def default_pooling(backbone: PreTrainedModel) -> str:
     return "pooler"
 
 
-def _without_pooler(backbone_config: PreTrainedConfig) -> dict[str, bool]:
+def _without_pooler(backbone_config: Any) -> dict[str, bool]:
     # ViT's, DeiT's and BEiT's poolers are optional, and random where a checkpoint has none.
-    backbone_class = MODEL_MAPPING[type(backbone_config)]
+    backbone_class: Any = MODEL_MAPPING[type(backbone_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(backbone_class).parameters else {}
 
 

@@ -31,7 +31,8 @@ class PictureTransform:
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         labels = {name: values for name, values in rows.items() if name not in ("image", "name")}
         pixels = [
-            self.image_processor(read_picture(image), return_tensors="pt")["pixel_values"][0] for image in rows["image"]
+            self.image_processor(read_picture(image), return_tensors="pt")["pixel_values"][0]
+            for image in rows["image"]
         ]
         return {"pixel_values": pixels, **labels}
 

@@ -26,15 +26,22 @@ from datasets import (
 )
 from transformers.utils import logging
 
+from ..errors import UserError
 from ..tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
 
 logger = logging.get_logger(__name__)
 
 ARTGRAPH_CSV = "artgraph_dataset.csv"
-SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Something in the user's data is wrong; the message says what, where, and what to do."""
 
 
@@ -219,7 +226,8 @@ def _read_split_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Maps a file name to its split; empty if there is no folder `splits`."""
     if not folder.is_dir():
         return {}
-    known, split_of = set(names), {}
+    known = set(names)
+    split_of: dict[str, str] = {}
     if len(known) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{folder.parent / ARTGRAPH_CSV} names the picture {twice!r} twice.")

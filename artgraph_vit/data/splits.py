@@ -43,7 +43,9 @@ def split_artworks(rows: Dataset, stratify_by: str | None = "genre", seed: int =
     splits = {split: [i for i, name in enumerate(split_of_row) if name == split] for split in SHARES}
     for split, indices in splits.items():
         if not indices:
-            raise DataError(f"The split {split!r} is empty: give it artworks, or leave all splits out to have them made.")
+            raise DataError(
+                f"The split {split!r} is empty: give it artworks, or leave all splits out to have them made."
+            )
     _refuse_overlap(rows["name"][:], split_of_row)
     return DatasetDict({split: rows.select(indices).remove_columns("split") for split, indices in splits.items()})
 

@@ -40,9 +40,10 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
         if task.rare == "other" and len(kept) < len(counts):
             kept.add(OTHER)
         if len(kept) < (1 if task.is_multi_label else 2):
+            needed = 1 if task.rare == "keep" else min_count
             raise DataError(
-                f"The task {task.name!r} has {len(kept)} label(s) on at least {min_count if task.rare != 'keep' else 1}"
-                f" of the {len(rows)} artworks, so there is nothing to learn: lower min_count, or leave it out of tasks."
+                f"The task {task.name!r} has {len(kept)} label(s) on at least {needed} of the {len(rows)} artworks, "
+                "so there is nothing to learn: lower min_count, or leave it out of tasks."
             )
         built.append(task.with_labels(sorted(kept)))
     return built
@@ -65,7 +66,8 @@ def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
         class_label = ClassLabel(names=list(task.labels))
         features[task.name] = List(class_label) if task.is_multi_label else class_label
         encoded[task.name] = [
-            _encode(value, task, index_of, name) for value, name in zip(rows[task.name][:], rows["name"][:], strict=True)
+            _encode(value, task, index_of, name)
+            for value, name in zip(rows[task.name][:], rows["name"][:], strict=True)
         ]
     rest = rows.select_columns(["image", "name", "split"])
     return concatenate_datasets([rest, Dataset.from_dict(encoded, features=Features(features))], axis=1)
@@ -74,7 +76,9 @@ def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
 def label_counts(rows: Dataset, task: Task) -> torch.Tensor:
     """How many of the encoded rows carry each label of a task: int64 `(C,)`."""
     values = rows.with_format(None)[task.name][:]
-    flat = [label for value in values if value is not None for label in (value if isinstance(value, list) else [value])]
+    flat = [
+        label for value in values if value is not None for label in (value if isinstance(value, list) else [value])
+    ]
     return torch.bincount(torch.tensor(flat, dtype=torch.int64), minlength=task.num_labels)
 
 

@@ -41,10 +41,14 @@ class ModelArguments:
     head_dropout: float = field(default=0.3, metadata={"help": "Probability of the dropout before the heads."})
     loss_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of the joined loss."})
     multilabel_reduction: str = _choice(
-        "known_rows", ("known_rows", "all_rows"), "What a multi-label loss is divided by; all_rows is the source's way."
+        "known_rows",
+        ("known_rows", "all_rows"),
+        "What a multi-label loss is divided by; all_rows is the source's way.",
     )
     class_weights: str = _choice(
-        "balanced", CLASS_WEIGHTS, "Class weights of single-label losses, from the train split; balanced as in sklearn."
+        "balanced",
+        CLASS_WEIGHTS,
+        "Class weights of single-label losses, from the train split; balanced as in sklearn.",
     )
 
 
@@ -54,8 +58,8 @@ class DataArguments:
 
     _argument_group_name: ClassVar[str] = "data"
 
-    source: str | None = field(
-        default=None,
+    source: str = field(
+        default="",
         metadata={
             "help": "Folder of an ArtGraph export, folder or Hub id of a datasets dataset, or 'embedded' for the "
             "dataset that comes with the library."
@@ -76,7 +80,9 @@ class DataArguments:
     min_count: int = field(
         default=100, metadata={"help": "Artworks that an artist, tag or medium needs to be a label of its own."}
     )
-    stratify_by: str = field(default="genre", metadata={"help": "Task by which a split is stratified, if one is made."})
+    stratify_by: str = field(
+        default="genre", metadata={"help": "Task by which a split is stratified, if one is made."}
+    )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
     on_bad_image: str = _choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
     embedded_folder: str = field(
@@ -84,8 +90,12 @@ class DataArguments:
     )
     embedded_artworks: int = field(default=1600, metadata={"help": "How many pictures the embedded dataset has."})
 
+    @property
+    def column_of_task(self) -> dict[str, str]:
+        return self.columns if isinstance(self.columns, dict) else {}
+
     def __post_init__(self) -> None:
-        if self.source is None:
+        if not self.source:
             raise ValueError("There is no source: pass --source FOLDER_OR_HUB_ID, or --source embedded.")
         if isinstance(self.columns, str):
             try:
@@ -122,7 +132,7 @@ class ArtGraphTrainingArguments(TrainingArguments):
     )
     frozen_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the first phase."})
 
-    output_dir: str | None = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
+    output_dir: str = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
     num_train_epochs: float = field(default=35, metadata={"help": "Epochs of both phases together."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows a batch and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows an evaluation batch and device."})

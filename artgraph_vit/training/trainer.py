@@ -6,7 +6,7 @@ Notable:
 - Phase `heads` trains with a frozen backbone, then the model is wrapped anew and phase `full` starts with its own
   optimizer and schedule; epochs, steps, logs and checkpoints count on.
 - Evaluation keeps counters and sums, never all logits.
-Private methods of `Trainer` are overridden where it has no hook: `_prepare_for_training` and `_run_epoch` (the phases),
+Private methods of `Trainer` are overridden where it has no hook: `_prepare_for_training` and `_run_epoch` (phases),
 `_load_optimizer_and_scheduler` (a phase starts without the last one's), `_issue_warnings_after_load` (a tensor that
 was not loaded is an error). tests/training holds each against the installed version.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import slice_tensors
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..losses import join_task_losses
@@ -26,6 +26,7 @@ from ..metrics import MultiTaskMetrics
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
+from .progress import EpochTable
 
 HEADS, FULL = "heads", "full"
 
@@ -67,6 +68,8 @@ class ArtGraphTrainer(Trainer):
         self._record = PhaseRecord(frozen_epochs=args.frozen_epochs)
         kwargs["callbacks"] = [self._record, *(kwargs.get("callbacks") or [])]
         super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(EpochTable)
         tasks = model.config.tasks
         self._metrics = MultiTaskMetrics(tasks, model.config.thresholds)
         self._eval_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # numerators and denominators
@@ -206,9 +209,10 @@ class ArtGraphTrainer(Trainer):
             logits = model(pixel_values=inputs["pixel_values"]).logits
         return None, logits, labels
 
-    def _add_to_evaluation(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+    def _add_to_evaluation(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Called by `Trainer` with the gathered logits and labels of each batch, padding left out."""
-        logits, labels = prediction.predictions, prediction.label_ids
+        logits: Any = prediction.predictions
+        labels: Any = prediction.label_ids
         self._metrics.update(logits, labels)
         denominators, _ = self.model.loss_denominators(labels)
         sums = torch.stack([self.model.loss_numerators(logits, labels), denominators]).double()

@@ -1,0 +1,87 @@
+"""Command line and YAML file: one set of options, where the command line wins.
+
+    train.py configs/demo.yaml --seed 7
+
+An unknown key or option, or a value of the wrong type, is an error that names it and suggests the right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_options(
+    option_classes: Sequence[Any],
+    argv: Sequence[str] | None = None,
+    default_config: Path | None = None,
+    **parser: Any,
+) -> tuple[Any, ...]:
+    """Parses options into dataclasses.
+
+    Args:
+        option_classes (`Sequence[type]`): dataclasses; the help shows a group for each (`_argument_group_name`).
+        argv (`Sequence[str]`, *optional*): by default the command line.
+        default_config (`Path`, *optional*): the YAML file to read where the command line is empty.
+        parser: further options of `argparse.ArgumentParser`, such as `description`.
+
+    Returns:
+        An instance of each class. A wrong option ends the program with status 2 and one sentence.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv and default_config is not None:
+        argv = [str(default_config)]
+    options = HfArgumentParser(option_classes, allow_abbrev=False, **parser)
+    options.add_argument("config", nargs="?", type=Path, help="YAML file with options; the command line overrides it")
+    known = sorted(field.name for option_class in option_classes for field in fields(option_class))
+
+    config = _config_in(argv, options)
+    if config is not None:
+        try:
+            options.set_defaults(**_read_yaml(config, known))
+        except ValueError as error:
+            options.error(str(error))
+    namespace, unused = options.parse_known_args(argv)
+    if unused:
+        name = unused[0].lstrip("-").split("=")[0].replace("-", "_")
+        options.error(f"there is no option {unused[0]!r}{_suggest(name, known, '--')}")
+    values = vars(namespace)
+    try:
+        return tuple(
+            option_class(**{field.name: values[field.name] for field in fields(option_class) if field.init})
+            for option_class in option_classes
+        )
+    except (ValueError, TypeError) as error:
+        options.error(str(error))
+
+
+def _config_in(argv: list[str], options: HfArgumentParser) -> Path | None:
+    namespace, _ = options.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
+    return namespace.config
+
+
+def _read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give a YAML file, or options as --name value")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} does not hold 'option: value' lines")
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{path} has an unknown option {name!r}{_suggest(str(name), known)}")
+    return values
+
+
+def _suggest(name: str, known: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {prefix}{close[0]}?" if close else "; --help lists them all"

@@ -1,0 +1,140 @@
+"""The end of a run: the test split is evaluated, and everything that the run leaves is written.
+
+The frozen phase is judged on the test split too, at its last epoch, before its checkpoint is written: so the figure
+is in the run's log, and a resumed run has it as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from ..data import ArtGraphCollator
+from ..metrics import majority_metrics
+from ..reporting.card import CardOptions, write_card
+from ..reporting.figures import draw_figures
+from ..reporting.results import split_metrics, write_results
+from ..tasks import Task
+from .arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
+from .setup import label_priors
+from .trainer import ArtGraphTrainer
+
+logger = logging.get_logger(__name__)
+
+FROZEN_TEST = "frozen_test"
+PACKAGES = ("artgraph_vit", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
+
+
+class FrozenPhaseTest(TrainerCallback):
+    """Evaluates the test split when phase `heads` ends."""
+
+    def __init__(self, trainer: ArtGraphTrainer, test_rows: Dataset):
+        self.trainer = trainer
+        self.test_rows = test_rows
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if 0 < args.frozen_epochs < args.num_train_epochs and state.epoch == args.frozen_epochs:
+            self.trainer.evaluate(self.test_rows, metric_key_prefix=FROZEN_TEST)
+
+
+def collect_results(
+    metrics: Mapping[str, float], split: str, splits: DatasetDict, tasks: list[Task], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `results.json` says of any evaluated split.
+
+    Args:
+        metrics (`Mapping[str, float]`): as `trainer.evaluate(metric_key_prefix=split)` returns them.
+        split (`str`): its name in `splits`.
+        splits (`DatasetDict`): of encoded rows.
+        tasks (`list[Task]`).
+        recipe (`Mapping[str, Any]`): the options of the run.
+    """
+    rows = splits[split].with_format(None).select_columns([task.name for task in tasks])
+    collator = ArtGraphCollator(tasks)
+    starts = range(0, len(rows), 512)
+    label_batches = (collator.labels([rows[i] for i in range(at, min(at + 512, len(rows)))]) for at in starts)
+    return {
+        "split": split,
+        "rows": len(rows),
+        **split_metrics(dict(metrics), split, [task.name for task in tasks]),
+        "majority_metrics": majority_metrics(tasks, label_priors(splits["train"], tasks), label_batches),
+        "frozen_metrics": None,
+        "recipe": dict(recipe),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def finish_run(
+    trainer: ArtGraphTrainer,
+    splits: DatasetDict,
+    test_pictures: Dataset,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    card: CardOptions,
+) -> dict[str, Any]:
+    """Evaluates the best checkpoint on the test split and writes what a run leaves in its output folder.
+
+    Weights, config, image processor and the code that travels; `trainer_state.json`, `results.json`, two figures and
+    the card. A figure or card that fails is logged and stops nothing.
+
+    Returns:
+        The results, as in `results.json`.
+    """
+    args = trainer.args
+    tasks = trainer.model.config.tasks
+    names = [task.name for task in tasks]
+    metrics = trainer.evaluate(test_pictures, metric_key_prefix="test")
+    folder = Path(args.output_dir)
+    trainer.save_model()
+    trainer.save_state()
+    history = trainer.state.log_history
+    frozen = next((logs for logs in reversed(history) if f"{FROZEN_TEST}_avg_macro_f1" in logs), None)
+    best = next(
+        (logs for logs in history if logs["step"] == trainer.state.best_global_step and "eval_loss" in logs), {}
+    )
+    results = collect_results(metrics, "test", splits, tasks, recipe_of(model_args, data_args, args)) | {
+        "frozen_metrics": split_metrics(frozen, FROZEN_TEST, names)["metrics"] if frozen else None,
+        "best_epoch": best.get("epoch"),
+        "best_step": best.get("step"),
+        "best_validation_avg_macro_f1": best.get("eval_avg_macro_f1"),
+        "epochs": args.num_train_epochs,
+        "frozen_epochs": args.frozen_epochs,
+        "seed": args.seed,
+        "data": {"source": data_args.source, **{f"{name}_rows": len(rows) for name, rows in splits.items()}},
+    }
+    if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and results.json says the same
+        write_results(results, folder)
+        try:
+            draw_figures(history, names, folder, args.frozen_epochs, results["best_epoch"])
+            write_card(results, trainer.model.config, folder, card)
+        except Exception:  # the run itself is whole and saved
+            logger.exception(
+                "The figures or the card in %s could not be made; the model and results.json are.", folder
+            )
+    return results
+
+
+def recipe_of(model: ModelArguments, data: DataArguments, args: ArtGraphTrainingArguments) -> dict[str, Any]:
+    """The options that make a run what it is, for results and card; with nothing of the machine it ran on."""
+    chosen = (
+        *("num_train_epochs", "frozen_epochs", "learning_rate", "frozen_learning_rate", "lr_scheduler_type"),
+        *("warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed", "bf16", "fp16"),
+    )
+    training = {name: getattr(getattr(args, name), "value", getattr(args, name)) for name in chosen}
+    rows = {"global_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size}
+    return {**dataclasses.asdict(model), "min_count": data.min_count, **training, **rows}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"

@@ -1,0 +1,46 @@
+"""What a person sees while training: one progress bar, and one short table an epoch.
+
+The bar names the phase, the epoch and the loss; the table has a line a task: train and validation loss, macro F1 on
+the validation split, and the task's weight 1/σ².
+"""
+
+from __future__ import annotations
+
+from transformers import ProgressCallback
+
+
+class EpochTable(ProgressCallback):
+    """Takes the place of `Trainer`'s progress bar, whose logs are one long line of JSON."""
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        super().on_epoch_begin(args, state, control, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None:
+            epoch = int(state.epoch or 0)
+            phase = "heads" if epoch < args.frozen_epochs else "full"
+            self.training_bar.set_description(f"phase {phase}, epoch {epoch + 1}/{args.num_train_epochs:g}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        super().on_evaluate(args, state, control, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None and "eval_avg_macro_f1" in (metrics or {}):
+            trained = next((logs for logs in reversed(state.log_history) if "learning_rate" in logs), {})
+            self.training_bar.write(epoch_table(trained, metrics))
+
+
+def epoch_table(trained: dict[str, float], evaluated: dict[str, float]) -> str:
+    """The table of one epoch, from its train log and its evaluation."""
+    tasks = [name[5:-9] for name in evaluated if name.endswith("_macro_f1") and name != "eval_avg_macro_f1"]
+    lines = [f"epoch {evaluated.get('epoch', 0):g}{'train loss':>20}{'val loss':>10}{'val F1':>9}{'weight':>9}"]
+    for task in tasks:
+        cells = (
+            f"{trained.get(f'{task}_loss', float('nan')):>10.4f}",
+            f"{evaluated.get(f'eval_{task}_loss', float('nan')):>10.4f}",
+            f"{evaluated[f'eval_{task}_macro_f1']:>9.3f}",
+            f"{trained.get(f'{task}_weight', float('nan')):>9.3f}",
+        )
+        lines.append(f"  {task:<15.15} {''.join(cells)}")
+    total = f"{trained.get('loss', float('nan')):>10.4f}{evaluated.get('eval_loss', float('nan')):>10.4f}"
+    return "\n".join([*lines, f"  {'total / average':<15} {total}{evaluated['eval_avg_macro_f1']:>9.3f}"])
