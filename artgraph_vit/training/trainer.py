@@ -201,6 +201,11 @@ class ArtGraphTrainer(Trainer):
 
     # ---- evaluation ----
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As in `Trainer`, but it leaves the random state of training alone: evaluating more often changes nothing."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*args, **kwargs)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits and labels of a batch; the loss is made of sums in the end, not of a mean of batch means."""
         inputs = self._prepare_inputs(inputs)

@@ -1,0 +1,27 @@
+"""Starting `tiny.py` in processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("tiny.py")
+
+
+def run_tiny(*arguments: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    """Runs tiny.py on that many CPU processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        # A free port of its own: two tests at a time must not meet.
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, str(SCRIPT), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def final_weights(folder: Path, process: int = 0) -> dict:
+    return load_file(folder / f"final-{process}.safetensors")

@@ -1,0 +1,138 @@
+"""Options: a YAML file, the command line over it, and errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from artgraph_vit.errors import UserError
+from artgraph_vit.reporting.card import CardOptions
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
+from artgraph_vit.training.checkpoints import checkpoint_to_resume
+from artgraph_vit.training.options import parse_options
+
+CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def parse(*argv, **kwargs):
+    return parse_options(CLASSES, [str(argument) for argument in argv], **kwargs)
+
+
+def write(tmp_path, **options) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"source": "somewhere", "output_dir": str(tmp_path), **options}))
+    return path
+
+
+def test_defaults_are_the_published_recipe():
+    model, data, _, args = parse("--source", "somewhere")
+    assert (args.num_train_epochs, args.frozen_epochs) == (35, 5)
+    assert (args.frozen_learning_rate, args.learning_rate) == (1e-3, 5e-5)
+    assert (args.per_device_train_batch_size, args.max_grad_norm, args.weight_decay) == (32, 1.0, 0.01)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert args.lr_scheduler_type == "constant"
+    assert args.metric_for_best_model == "avg_macro_f1"
+    assert args.load_best_model_at_end
+    assert args.seed == 42
+    assert (model.backbone, model.head_dropout) == ("google/vit-base-patch16-224-in21k", 0.3)
+    assert data.min_count == 100
+
+
+def test_the_recipe_file_says_nothing_else_than_the_defaults(tmp_path):
+    plain = parse("--source", "somewhere", "--output_dir", tmp_path)
+    recipe = parse(CONFIGS / "artgraph.yaml", "--source", "somewhere", "--output_dir", tmp_path)
+    for one, other in zip(plain, recipe, strict=True):
+        differing = {
+            name for name, value in vars(one).items() if value != getattr(other, name) and not name.startswith("_")
+        }
+        assert differing <= {"dataloader_num_workers", "dataset_name", "fsdp_plugin_args", "accelerator_config"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_config_parses(name, tmp_path):
+    parse(CONFIGS / name, "--source", "somewhere", "--output_dir", tmp_path)
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    path = write(tmp_path, learning_rate="3e-4", frozen_epochs=2, tasks=["artist", "tags"], columns={"tags": "subjects"})
+    _, data, _, args = parse(path, "--frozen-epochs", 1, "--use_cpu")
+    assert (args.learning_rate, args.frozen_epochs, args.use_cpu) == (3e-4, 1, True)
+    assert data.tasks == ["artist", "tags"]
+    assert data.column_of_task == {"tags": "subjects"}
+
+
+def test_no_argument_reads_the_default_config(tmp_path):
+    path = write(tmp_path, frozen_epochs=4)
+    assert parse(default_config=path)[3].frozen_epochs == 4
+    assert parse("--source", "elsewhere", default_config=path)[3].frozen_epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "argv", "message"),
+    [
+        ({"frozen_epoch": 3}, [], "unknown option 'frozen_epoch': did you mean frozen_epochs?"),
+        ({}, ["--min_cuont", "3"], "there is no option '--min_cuont': did you mean --min_count?"),
+        ({"min_count": "many"}, [], "invalid int value: 'many'"),
+        ({"frozen_epochs": 36}, [], "frozen_epochs=36: use a whole number from 0 to num_train_epochs (35)"),
+        ({"on_bad_image": "ignore"}, [], "invalid choice: 'ignore'"),
+        ({"remove_unused_columns": True}, [], "remove_unused_columns=True: ArtGraphTrainer needs False"),
+        ({"source": ""}, [], "There is no source: pass --source"),
+        ({"columns": "tags"}, [], "is not JSON"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(tmp_path, capsys, options, argv, message):
+    with pytest.raises(SystemExit) as stopped:
+        parse(write(tmp_path, **options), *argv)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path, capsys):
+    for text, message in ((None, "there is no file"), ("a: [1", "is not valid YAML"), ("- a", "does not hold")):
+        path = tmp_path / "broken.yaml"
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(SystemExit):
+            parse(path)
+        error = capsys.readouterr().err
+        assert message in error
+        assert "broken.yaml" in error
+
+
+def test_help_groups_the_options_and_explains_them(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    for group, option in (("model:", "--backbone"), ("data:", "--min_count"), ("training:", "--frozen_epochs")):
+        assert text.index(group) < text.index(f"  {option}")
+    assert "Epochs of the first phase" in " ".join(text.split())
+
+
+class TestResume:
+    @pytest.fixture
+    def args(self, tmp_path):
+        return lambda resume=None: ArtGraphTrainingArguments(
+            output_dir=str(tmp_path), resume_from_checkpoint=resume, use_cpu=True
+        )
+
+    def test_an_empty_folder_starts_afresh(self, args):
+        assert checkpoint_to_resume(args()) is None
+        assert checkpoint_to_resume(args("auto")) is None
+        with pytest.raises(UserError, match="holds no checkpoint"):
+            checkpoint_to_resume(args("last"))
+
+    def test_a_folder_with_a_run_is_not_written_over(self, args, tmp_path):
+        for step in (9, 10):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        with pytest.raises(UserError, match="already holds a run"):
+            checkpoint_to_resume(args())
+        newest = str(tmp_path / "checkpoint-10")
+        assert checkpoint_to_resume(args("last")) == newest
+        assert checkpoint_to_resume(args("auto")) == newest
+        assert checkpoint_to_resume(args(str(tmp_path / "checkpoint-9"))).endswith("checkpoint-9")
+
+    def test_a_path_that_is_no_checkpoint_is_refused(self, args, tmp_path):
+        with pytest.raises(UserError, match="is not a checkpoint"):
+            checkpoint_to_resume(args(str(tmp_path / "nowhere")))

@@ -1,0 +1,126 @@
+"""A tiny two-phase training run on random pictures; run as a script, it is the process that tests start and kill.
+
+python tiny.py OUTPUT_DIR [--kill-at STEP] [--seed N] [--resume] [option=value ...]
+
+It leaves the final weights in OUTPUT_DIR/final-RANK.safetensors and what the log said in trainer_state.json.
+"""
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback, ViTConfig, set_seed
+
+from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
+from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments
+from artgraph_vit.training.trainer import ArtGraphTrainer
+
+TASKS = [
+    Task("artist", "single_label_classification", ("a", "b", "other"), rare="other"),
+    Task("genre", "single_label_classification", ("portrait", "still life")),
+    Task("tags", "multi_label_classification", ("Tree", "boat", "moon"), rare="drop"),
+]
+TRAIN_ROWS, EVAL_ROWS = 50, 21  # neither divides by the batch sizes
+
+
+class RandomArtworks(torch.utils.data.Dataset):
+    """Pictures whose labels can be read off their colours; about a third of the labels is unknown."""
+
+    def __init__(self, rows: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = []
+        for _ in range(rows):
+            artist, genre, unknown = torch.randint(0, 6, (3,), generator=generator).tolist()
+            tags = torch.nonzero(torch.rand(3, generator=generator) < 0.4).flatten().tolist()
+            pixels = torch.randn(3, 32, 32, generator=generator) * 0.3
+            pixels[artist % 3] += 1.0
+            pixels[:, :16] += genre % 2
+            for tag in tags:
+                pixels[tag, 16:, 8 * tag : 8 * tag + 8] -= 2.0
+            self.rows.append(
+                {
+                    "pixel_values": pixels,
+                    "artist": None if unknown in (0, 1) else artist % 3,
+                    "genre": genre % 2,
+                    "tags": None if unknown == 2 else tags,
+                }
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+
+class KillAt(TrainerCallback):
+    """Ends the process without warning, as a power cut does."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tiny_model(seed: int = 0, **config) -> ArtGraphViTForImageClassification:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    backbone = ViTConfig(image_size=32, patch_size=8, **size)
+    return ArtGraphViTForImageClassification(ArtGraphViTConfig(backbone_config=backbone, tasks=TASKS, **config))
+
+
+def tiny_trainer(output_dir, seed: int = 0, callbacks=(), head_dropout: float = 0.1, **options) -> ArtGraphTrainer:
+    defaults = {
+        "num_train_epochs": 4,
+        "frozen_epochs": 2,
+        "learning_rate": 2e-3,
+        "frozen_learning_rate": 5e-3,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 8,
+        "save_total_limit": None,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "report_to": "none",
+    }
+    args = ArtGraphTrainingArguments(output_dir=str(output_dir), **(defaults | options))
+    return ArtGraphTrainer(
+        model=tiny_model(seed, head_dropout=head_dropout),
+        args=args,
+        data_collator=ArtGraphCollator(TASKS),
+        train_dataset=RandomArtworks(TRAIN_ROWS, seed=1),
+        eval_dataset=RandomArtworks(EVAL_ROWS, seed=2),
+        callbacks=list(callbacks),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("options", nargs="*")
+    parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--model-seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    options = {name: json.loads(value) for name, value in (option.split("=", 1) for option in given.options)}
+    callbacks = [KillAt(given.kill_at)] if given.kill_at is not None else []
+    set_seed(42)
+    trainer = tiny_trainer(given.output_dir, given.model_seed, callbacks, **options)
+    trainer.train(resume_from_checkpoint=given.resume or None)
+    metrics = trainer.evaluate()
+    trainer.save_state()
+    (given.output_dir / f"world-size-{trainer.args.world_size}").touch()
+    weights = {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}
+    save_file(weights, given.output_dir / f"final-{trainer.args.process_index}.safetensors")
+    (given.output_dir / f"metrics-{trainer.args.process_index}.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main()
