@@ -8,9 +8,10 @@ import datasets
 import evaluate
 import torch
 
+from artgraph_vit import Task
 from artgraph_vit.metrics import MultiTaskMetrics
 from artgraph_vit.tasks import UNKNOWN
-from artgraph_vit.tasks import Task
+
 
 _DESCRIPTION = """
 Metrics of a model that predicts several things of one artwork, such as its artist, style, genre, tags and media.
