@@ -96,6 +96,9 @@ class ArtGraphViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"multilabel_reduction={self.multilabel_reduction!r}: use one of {', '.join(MULTILABEL_REDUCTIONS)}."
             )
+        for name in ("head_dropout", "loss_epsilon"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: use a number.")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout={self.head_dropout}: use a probability of at least 0 and below 1.")
         if not 0 <= self.loss_epsilon <= 1e-6:

@@ -161,10 +161,13 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             ValueError: names the tensors; pass `ignore_mismatched_sizes=True` to accept other shapes.
         """
         kwargs["use_safetensors"] = True  # a pickled checkpoint can run code when it is read
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        accept_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
         model, loading_info = loaded
-        if not kwargs.get("ignore_mismatched_sizes"):
-            _refuse_incomplete(loading_info, pretrained_model_name_or_path)
+        accepted = {"mismatched_keys": []} if accept_other_shapes else {}
+        _refuse_incomplete({**loading_info, **accepted}, pretrained_model_name_or_path)
         return (model, loading_info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, **kwargs):

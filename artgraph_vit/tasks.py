@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import nn
+
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 OTHER = "other"
@@ -39,9 +41,13 @@ class Task:
     rare: str = "keep"
 
     def __post_init__(self) -> None:
+        if isinstance(self.labels, str):
+            raise ValueError(f"Task {self.name!r} has labels={self.labels!r}: give a list of labels.")
         object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"Task name {self.name!r} is not an identifier: use letters, digits and '_' only.")
+        if hasattr(nn.ModuleDict, self.name):
+            raise ValueError(f"A task cannot be called {self.name!r}, a name that PyTorch's modules use: choose another.")
         if self.problem_type not in (SINGLE_LABEL, MULTI_LABEL):
             raise ValueError(
                 f"Task {self.name!r} has problem_type {self.problem_type!r}: use {SINGLE_LABEL!r} or {MULTI_LABEL!r}."

@@ -79,7 +79,9 @@ def make_batch(tasks):
 def artgraph_folder(tmp_path):
     """`artgraph_folder(rows or text, splits)`: writes an ArtGraph export with one small picture a row."""
 
-    def write(rows: list[dict] | None = None, text: str | None = None, splits: dict | None = None, pictures=()) -> Path:
+    def write(
+        rows: list[dict] | None = None, text: str | None = None, splits: dict | None = None, pictures=()
+    ) -> Path:
         folder = tmp_path / "artgraph"
         (folder / "images").mkdir(parents=True)
         with open(folder / "artgraph_dataset.csv", "w", newline="", encoding="utf-8") as file:

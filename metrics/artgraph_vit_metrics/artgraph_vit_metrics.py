@@ -12,7 +12,6 @@ from artgraph_vit import Task
 from artgraph_vit.metrics import MultiTaskMetrics
 from artgraph_vit.tasks import UNKNOWN
 
-
 _DESCRIPTION = """
 Metrics of a model that predicts several things of one artwork, such as its artist, style, genre, tags and media.
 A task has one label per artwork (accuracy) or several (Hamming loss); both kinds have macro precision, recall and F1.

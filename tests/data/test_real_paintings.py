@@ -1,0 +1,59 @@
+"""Real photographs of paintings in the ArtGraph layout; skipped where `ARTGRAPH_SHARED` does not name their folder."""
+
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from artgraph_vit.data import build_vocabulary, encode_labels, find_bad_pictures, load_artworks, split_artworks
+
+pytestmark = pytest.mark.skipif(
+    "ARTGRAPH_SHARED" not in os.environ, reason="needs ARTGRAPH_SHARED, the folder that holds paintings/"
+)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(os.environ["ARTGRAPH_SHARED"]) / "paintings"
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_artworks(folder)
+
+
+@pytest.fixture(scope="module")
+def table(folder) -> list[dict]:
+    with open(folder / "artgraph_dataset.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_and_all_five_tasks_are_read(loaded, table):
+    rows, tasks = loaded
+    assert len(rows) == 267
+    assert [task.name for task in tasks] == ["artist", "style", "genre", "tags", "media"]
+    assert rows["artist"][:] == [row["artist"] or None for row in table]
+    assert rows["media"][:] == [row["media"].split(", ") if row["media"] else None for row in table]
+
+
+def test_the_splits_of_the_files_are_kept(loaded, folder):
+    splits = split_artworks(loaded[0])
+    assert {name: len(part) for name, part in splits.items()} == {"train": 187, "validation": 39, "test": 41}
+    assert set(splits["validation"]["name"]) == set((folder / "splits" / "val.txt").read_text().split())
+
+
+def test_artists_with_fewer_than_five_paintings_become_other(loaded, table):
+    rows, tasks = loaded
+    artist, *_, tags, media = build_vocabulary(rows, tasks, min_count=5)
+    paintings = Counter(row["artist"] for row in table if row["artist"])
+    assert set(artist.labels) == {name for name, count in paintings.items() if count >= 5} | {"other"}
+    assert artist.labels == tuple(sorted(artist.labels))
+    encoded = encode_labels(rows, [artist, tags, media])
+    others = encoded["artist"][:].count(artist.labels.index("other"))
+    assert others == sum(count for count in paintings.values() if count < 5)
+
+
+def test_all_pictures_can_be_read(loaded):
+    assert find_bad_pictures(loaded[0], num_processes=1, progress=False) == {}

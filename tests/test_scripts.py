@@ -1,0 +1,159 @@
+"""The scripts as a user runs them, in processes of their own, on a small edition of the embedded dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from artgraph_vit import ArtGraphViTForImageClassification
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    *("--embedded_artworks", "160", "--min_count", "8", "--num_train_epochs", "3", "--frozen_epochs", "1"),
+    *("--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--use_cpu"),
+)
+
+
+def start(script: str, *arguments: object, **options) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
+    command = [sys.executable, *options.pop("launcher", ()), str(ROOT / "scripts" / script), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def run(script: str, *arguments: object, fails: bool = False, **options) -> str:
+    process = start(script, *arguments, **options)
+    out, error = process.communicate(timeout=400)
+    assert (process.returncode != 0) == fails, error[-3000:]
+    return error if fails else out
+
+
+def train(folder: Path, *arguments: object, **options) -> str:
+    where = ("--output_dir", folder / "run", "--embedded_folder", folder / "embedded")
+    return run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("trained")
+    launcher = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
+    out = train(folder, launcher=(*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))
+    return folder, out
+
+
+def test_a_run_leaves_what_it_should(trained):
+    folder, out = trained
+    run_folder = folder / "run"
+    for name in (
+        *("model.safetensors", "config.json", "preprocessor_config.json", "trainer_state.json", "results.json"),
+        *("README.md", "modeling_artgraph_vit.py", "configuration_artgraph_vit.py", "losses.py", "tasks.py"),
+        *("figures/multiclassification_losses.png", "figures/multiclassification_macro_f1s.png"),
+    ):
+        assert (run_folder / name).stat().st_size > 0, name
+    assert not list(run_folder.glob("*.bin"))
+    for figure in (run_folder / "figures").iterdir():
+        assert min(Image.open(figure).size) > 300
+
+    results = json.loads((run_folder / "results.json").read_text())
+    for line in ("artist", "style", "genre", "tags", "media", "average", "majority", str(run_folder)):
+        assert line in out
+    assert f"{results['metrics']['avg_macro_f1']:.3f}" in out
+    assert set(results["task_losses"]) == {"artist", "style", "genre", "tags", "media"}
+    assert results["frozen_metrics"]["avg_macro_f1"] >= 0
+    assert results["majority_metrics"].keys() == results["metrics"].keys()
+    assert 0 < results["known_rows"]["media"] < results["rows"]
+    assert results["versions"]["transformers"]
+
+    card = ModelCard.load(run_folder / "README.md")
+    reported = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert len(card.data.eval_results) >= 2 * 5
+    assert any(value == pytest.approx(results["metrics"]["avg_macro_f1"]) for value in reported.values())
+    model = ArtGraphViTForImageClassification.from_pretrained(run_folder)
+    assert "other" in model.config.tasks[0].labels
+    assert str(folder) not in (run_folder / "config.json").read_text() + (run_folder / "README.md").read_text()
+
+
+def test_evaluate_finds_the_figures_of_the_run(trained, tmp_path):
+    folder, _ = trained
+    options = (*SMALL, "--embedded_folder", folder / "embedded", "--results_dir", tmp_path)
+    out = run("evaluate.py", "configs/demo.yaml", *options, "--checkpoint", folder / "run", "--split", "test")
+    assert "average" in out
+    results, expected = (json.loads((path / "results.json").read_text()) for path in (tmp_path, folder / "run"))
+    assert results["metrics"] == pytest.approx(expected["metrics"])
+    assert results["majority_metrics"] == pytest.approx(expected["majority_metrics"])
+    assert results["task_losses"] == pytest.approx(expected["task_losses"], rel=1e-5)
+
+
+def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
+    folder, _ = trained
+    where = ("--output_dir", tmp_path / "run", "--embedded_folder", folder / "embedded")
+    process = start("train.py", "configs/demo.yaml", *SMALL, *where, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+    run("train.py", "configs/demo.yaml", *SMALL, *where)
+    resumed, whole = (load_file(path / "run" / "model.safetensors") for path in (tmp_path, folder))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    results, expected = (json.loads((path / "run" / "results.json").read_text()) for path in (tmp_path, folder))
+    assert results["metrics"] == expected["metrics"]
+    assert results["frozen_metrics"] == expected["frozen_metrics"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--source", "/nowhere/at/all"), "There is no folder '/nowhere/at/all'"),
+        (("--tasks", "artist", "century"), "has no column 'century' for the task 'century'"),
+        (("--min_count", "100000"), "lower min_count"),
+    ],
+)
+def test_wrong_data_is_one_sentence(trained, tmp_path, arguments, message):
+    folder, _ = trained
+    where = ("--output_dir", tmp_path, "--embedded_folder", folder / "embedded")
+    error = run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, fails=True)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_two_processes_train_from_the_script(trained, tmp_path):
+    folder, _ = trained
+    where = ("--output_dir", tmp_path / "run", "--embedded_folder", folder / "embedded")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    out = run(
+        *("train.py", "configs/demo.yaml", *SMALL, *where),
+        *("--per_device_train_batch_size", "16", "--head_dropout", "0"),
+        launcher=launcher,
+    )
+    assert out.count("average") == 1
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["recipe"]["global_batch_size"] == 32
+    assert results["rows"] == json.loads((folder / "run" / "results.json").read_text())["rows"]
+
+
+@pytest.mark.skipif("ARTGRAPH_SHARED" not in os.environ, reason="needs ARTGRAPH_SHARED, a folder with paintings/")
+def test_real_paintings_train_to_a_card(tmp_path):
+    source = Path(os.environ["ARTGRAPH_SHARED"]) / "paintings"
+    run(
+        *("train.py", "--source", source, "--min_count", "5", "--output_dir", tmp_path, "--use_cpu"),
+        *("--backbone", "configs/demo-backbone", "--from_scratch", "--num_train_epochs", "3", "--frozen_epochs", "1"),
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rows"] == 41
+    assert results["data"]["train_rows"] == 187
+    assert "claude-monet" in (tmp_path / "README.md").read_text()
