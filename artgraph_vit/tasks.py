@@ -47,7 +47,9 @@ class Task:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"Task name {self.name!r} is not an identifier: use letters, digits and '_' only.")
         if hasattr(nn.ModuleDict, self.name):
-            raise ValueError(f"A task cannot be called {self.name!r}, a name that PyTorch's modules use: choose another.")
+            raise ValueError(
+                f"A task cannot be called {self.name!r}, a name that PyTorch's modules use: choose another."
+            )
         if self.problem_type not in (SINGLE_LABEL, MULTI_LABEL):
             raise ValueError(
                 f"Task {self.name!r} has problem_type {self.problem_type!r}: use {SINGLE_LABEL!r} or {MULTI_LABEL!r}."

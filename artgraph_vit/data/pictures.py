@@ -44,7 +44,7 @@ def read_picture(image: Mapping[str, Any]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to speak up once for each epoch
-            with Image.open(io.BytesIO(data) if data else image["path"]) as picture:
+            with Image.open(image["path"] if data is None else io.BytesIO(data)) as picture:
                 picture.load()
                 return _to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, ArithmeticError) as error:
@@ -52,11 +52,9 @@ def read_picture(image: Mapping[str, Any]) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        # Pillow clips these at 255; scale 16-bit values to 8 bits instead.
-        values = np.asarray(picture, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
-        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        values = np.asarray(picture, dtype=np.float64) / 257
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

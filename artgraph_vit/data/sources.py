@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from ..tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
 logger = logging.get_logger(__name__)
 
 ARTGRAPH_CSV = "artgraph_dataset.csv"
+_TOO_MANY = "\0"  # the key of cells beyond the last column; no column can be called so
 SPLIT_NAMES = {
     "train": "train",
     "val": "validation",
@@ -93,19 +95,25 @@ def read_artgraph_csv(
     by ", "; an empty cell is unknown.
     """
     table = folder / ARTGRAPH_CSV
-    with open(table, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restkey="")
-        header = list(reader.fieldnames or [])
-        if "image" not in header:
-            raise DataError(f"{table} has no column 'image'; its columns are {', '.join(header) or 'none'}.")
-        chosen = _choose_tasks(tasks, columns, header, str(table))
-        records, lines = [], []
-        for record in reader:
-            if record["image"] in ("", None) or "" in record or None in record.values():
-                raise DataError(f"{table}, line {reader.line_num}: the row does not have one value for each column.")
-            records.append(record)
-            lines.append(reader.line_num)
-
+    records, lines = [], []
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restkey=_TOO_MANY)
+            header = list(reader.fieldnames or [])
+            if "image" not in header:
+                raise DataError(f"{table} has no column 'image'; its columns are {', '.join(header) or 'none'}.")
+            chosen = _choose_tasks(tasks, columns, header, str(table))
+            for record in reader:
+                if not record["image"] or _TOO_MANY in record or None in record.values():
+                    raise DataError(
+                        f"{table}, line {reader.line_num}: the row does not have one value for each column."
+                    )
+                records.append(record)
+                lines.append(reader.line_num)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{table} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
+        ) from error
     if not records:
         raise DataError(f"{table} has no rows.")
     paths = [
@@ -142,7 +150,7 @@ def read_datasets(
 ) -> tuple[Dataset, list[Task]]:
     """Reads a `datasets` dataset whose labels stand in named columns: strings, `ClassLabel`s, or lists of either."""
     parts = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
-    raw_parts = []
+    raw_parts: list[Dataset] = []
     chosen: list[Task] = []
     for part_name, part in parts.items():
         where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
@@ -152,18 +160,26 @@ def read_datasets(
                 "Name the one with the pictures by image_column."
             )
         task_types = {name: MULTI_LABEL if isinstance(f, List) else SINGLE_LABEL for name, f in part.features.items()}
-        chosen = _choose_tasks(tasks, columns, part.column_names, where, task_types)
-        split = _split_of_part(part, part_name)
+        found = _choose_tasks(tasks, columns, part.column_names, where, task_types)
+        if raw_parts and found != chosen:
+            raise DataError(
+                f"{where} has the label columns {', '.join(task.name for task in found)}, the splits before it "
+                f"{', '.join(task.name for task in chosen)}: make them alike, or name the tasks to read."
+            )
+        chosen = found
         labels = {task.name: _label_names(part, columns.get(task.name, task.name), task, unknown) for task in chosen}
-        rows = part.select_columns([image_column]).rename_column(image_column, "image")
-        rows = rows.cast_column("image", Image(decode=False))
-        features = _raw_features(chosen)
-        added = {"name": _picture_names(rows, part_name), "split": split, **labels}
-        raw_parts.append(concatenate_datasets([rows, Dataset.from_dict(added, features=Features(features))], axis=1))
+        added = {"split": _split_of_part(part, part_name, is_alone=len(parts) == 1), **labels}
+        pictures = part.select_columns([image_column])
+        if image_column != "image":
+            pictures = pictures.rename_column(image_column, "image")
+        pictures = pictures.cast_column("image", Image(decode=False))
+        features = Features({name: feature for name, feature in _raw_features(chosen).items() if name != "name"})
+        raw_parts.append(concatenate_datasets([pictures, Dataset.from_dict(added, features=features)], axis=1))
     rows = concatenate_datasets(raw_parts)
     if not len(rows):
         raise DataError("The dataset has no rows.")
-    return rows, chosen
+    names = Dataset.from_dict({"name": _picture_names(rows)})
+    return concatenate_datasets([rows, names], axis=1), chosen
 
 
 def _choose_tasks(
@@ -236,7 +252,12 @@ def _read_split_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
         if not path.is_file():
             raise DataError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
         split = SPLIT_NAMES[path.stem]
-        for line, name in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        listed = path.read_text(encoding="utf-8-sig").splitlines()
+        if not any(listed):
+            raise DataError(
+                f"{path} is empty: name the artworks of the split, or take the folder away to have it made."
+            )
+        for line, name in enumerate(listed, start=1):
             if not name:
                 continue
             if name not in known:
@@ -247,20 +268,19 @@ def _read_split_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
     return split_of
 
 
-def _split_of_part(part: Dataset, part_name: str | None) -> list[str | None]:
-    if part_name is not None:
-        if part_name not in SPLIT_NAMES:
-            raise DataError(f"The dataset has a split {part_name!r}; splits are called {', '.join(SPLIT_NAMES)}.")
-        # A lone "train" is how the Hub calls a dataset that was never divided.
-        return [SPLIT_NAMES[part_name]] * len(part)
-    if "split" not in part.column_names:
+def _split_of_part(part: Dataset, part_name: str | None, is_alone: bool) -> list[str | None]:
+    if "split" in part.column_names and is_alone:
+        feature = part.features["split"]
+        names = [feature.int2str(v) if isinstance(feature, ClassLabel) else v for v in part["split"][:]]
+        wrong = next((name for name in names if name not in SPLIT_NAMES), "")
+        if wrong != "":
+            raise DataError(f"The column 'split' holds {wrong!r}; splits are called {', '.join(SPLIT_NAMES)}.")
+        return [SPLIT_NAMES[name] for name in names]
+    if part_name is None:
         return [None] * len(part)
-    feature = part.features["split"]
-    names = [feature.int2str(v) if isinstance(feature, ClassLabel) else v for v in part["split"][:]]
-    wrong = next((name for name in names if name not in SPLIT_NAMES), None)
-    if wrong is not None or None in names:
-        raise DataError(f"The column 'split' holds {wrong!r}; splits are called {', '.join(SPLIT_NAMES)}.")
-    return [SPLIT_NAMES[name] for name in names]
+    if part_name not in SPLIT_NAMES:
+        raise DataError(f"The dataset has a split {part_name!r}; splits are called {', '.join(SPLIT_NAMES)}.")
+    return [SPLIT_NAMES[part_name]] * len(part)
 
 
 def _label_names(part: Dataset, column: str, task: Task, unknown: frozenset[str]) -> list:
@@ -280,13 +300,22 @@ def _label_names(part: Dataset, column: str, task: Task, unknown: frozenset[str]
     return [list(dict.fromkeys(name for name in names if name)) or None for names in named]
 
 
-def _picture_names(rows: Dataset, part_name: str | None) -> list[str]:
-    """A name for each row that does not change when rows move: its file, else a hash of its bytes."""
-    names = []
+def _picture_names(rows: Dataset) -> list[str]:
+    """A name for each row that changes neither when rows move nor when their folder does: the path of its file below
+    the folder that all share, else a hash of its bytes.
+    """
+    names, paths = [], {}
     for index, row in enumerate(rows):
-        image = row["image"]
-        if image is None or not (image.get("bytes") or image.get("path")):
-            raise DataError(f"Row {index} of {part_name or 'the dataset'} has no picture.")
-        embedded = image.get("bytes")
-        names.append(hashlib.sha256(embedded).hexdigest()[:16] if embedded else image["path"])
+        image = row["image"] or {}
+        if image.get("bytes"):
+            names.append(hashlib.sha256(image["bytes"]).hexdigest()[:16])
+        elif image.get("path"):
+            paths[index] = image["path"]
+            names.append(image["path"])
+        else:
+            raise DataError(f"Row {index} of the dataset has no picture.")
+    if paths:
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+        for index, path in paths.items():
+            names[index] = os.path.relpath(path, folder)
     return names

@@ -107,6 +107,7 @@ def finish_run(
         "epochs": args.num_train_epochs,
         "frozen_epochs": args.frozen_epochs,
         "seed": args.seed,
+        "card": dataclasses.asdict(card),
         "data": {"source": data_args.source, **{f"{name}_rows": len(rows) for name, rows in splits.items()}},
     }
     if trainer.is_world_process_zero():

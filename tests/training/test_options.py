@@ -55,7 +55,9 @@ def test_every_config_parses(name, tmp_path):
 
 
 def test_the_command_line_overrides_the_file(tmp_path):
-    path = write(tmp_path, learning_rate="3e-4", frozen_epochs=2, tasks=["artist", "tags"], columns={"tags": "subjects"})
+    path = write(
+        tmp_path, learning_rate="3e-4", frozen_epochs=2, tasks=["artist", "tags"], columns={"tags": "subjects"}
+    )
     _, data, _, args = parse(path, "--frozen-epochs", 1, "--use_cpu")
     assert (args.learning_rate, args.frozen_epochs, args.use_cpu) == (3e-4, 1, True)
     assert data.tasks == ["artist", "tags"]

@@ -35,7 +35,9 @@ class Recorder(TrainerCallback):
                 "backbone_training": model.backbone.training,
                 "heads_training": model.heads.training,
                 "lr": {group["lr"] for group in optimizer.param_groups},
-                "decay": {group["weight_decay"]: [p.shape for p in group["params"]] for group in optimizer.param_groups},
+                "decay": {
+                    group["weight_decay"]: [p.shape for p in group["params"]] for group in optimizer.param_groups
+                },
                 "parameters": sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
             }
         )

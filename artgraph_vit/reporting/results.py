@@ -1,0 +1,102 @@
+"""`results.json` and the tables made of it: every figure beside the majority guess and the frozen phase.
+
+`results` is a plain dict with the keys "split", "rows", "known_rows", "loss", "task_losses", "metrics",
+"majority_metrics", "frozen_metrics" (None without a frozen phase) and what else the run says of itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def split_metrics(metrics: Mapping[str, float], prefix: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """Sorts what `trainer.evaluate(metric_key_prefix=prefix)` returned.
+
+    Returns:
+        "loss", "task_losses" and "known_rows" (by task), and "metrics" (`artist_macro_f1` and so on).
+    """
+    plain = {
+        name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name.startswith(f"{prefix}_")
+    }
+    kinds = ("accuracy", "hamming_loss", "macro_precision", "macro_recall", "macro_f1", "absent_labels")
+    names = [f"{task}_{kind}" for task in tasks for kind in kinds] + ["avg_macro_f1"]
+    return {
+        "loss": plain["loss"],
+        "task_losses": {task: plain[f"{task}_loss"] for task in tasks if f"{task}_loss" in plain},
+        "known_rows": {task: plain[f"{task}_known_rows"] for task in tasks},
+        "metrics": {name: plain[name] for name in names if name in plain},
+    }
+
+
+def write_results(results: Mapping[str, Any], folder: str | Path) -> Path:
+    """Writes `results.json`, whole or not at all.
+
+    Raises:
+        ValueError: if a figure is not finite, which JSON cannot say.
+    """
+    path = Path(folder) / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    unfinished = path.with_suffix(".json.part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def results_rows(results: Mapping[str, Any], tasks: Sequence[str]) -> list[dict[str, str]]:
+    """The table of results as rows of cells: one a task, and the average of the macro F1s."""
+    metrics, majority, frozen = results["metrics"], results["majority_metrics"], results["frozen_metrics"] or {}
+    rows = []
+    for task in tasks:
+        kind = "hamming_loss" if f"{task}_hamming_loss" in metrics else "accuracy"
+        rows.append(
+            {
+                "task": task,
+                "known": f"{results['known_rows'][task]:,}",
+                "loss": _number(results["task_losses"].get(task), 4),
+                "accuracy": _number(metrics.get(f"{task}_accuracy")),
+                "hamming": _number(metrics.get(f"{task}_hamming_loss"), 4),
+                "guess": _number(majority.get(f"{task}_{kind}"), 4 if kind == "hamming_loss" else 3),
+                "precision": _number(metrics.get(f"{task}_macro_precision")),
+                "recall": _number(metrics.get(f"{task}_macro_recall")),
+                "F1": _number(metrics.get(f"{task}_macro_f1")),
+                "majority F1": _number(majority.get(f"{task}_macro_f1")),
+                "frozen F1": _number(frozen.get(f"{task}_macro_f1")),
+            }
+        )
+    average = dict.fromkeys(rows[0], "") if rows else {}
+    return [
+        *rows,
+        {
+            **average,
+            "task": "average",
+            "F1": _number(metrics.get("avg_macro_f1")),
+            "majority F1": _number(majority.get("avg_macro_f1")),
+            "frozen F1": _number(frozen.get("avg_macro_f1")),
+        },
+    ]
+
+
+def results_table(results: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """A plain-text table for the end of a run, at most 100 columns wide."""
+    rows = results_rows(results, tasks)
+    names = ("task", "known", "loss", "accuracy", "hamming", "precision", "recall", "F1", "majority F1", "frozen F1")
+    columns = [name for name in names if any(row[name] for row in rows)]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    title = f"Results on the {results['split']} split, {results['rows']:,} artworks"
+
+    def line(cells: Mapping[str, str]) -> str:
+        first, *others = columns
+        return "  ".join([cells[first].ljust(widths[first]), *(cells[name].rjust(widths[name]) for name in others)])
+
+    rule = "-" * (sum(widths.values()) + 2 * (len(columns) - 1))
+    body = [line(row) for row in rows]
+    return "\n".join([title, rule, line({name: name for name in columns}), rule, *body[:-1], rule, body[-1], rule])
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,1 @@
+"""Training in two phases: arguments -> options -> setup -> trainer -> outcome."""
