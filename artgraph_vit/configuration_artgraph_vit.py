@@ -70,8 +70,8 @@ class ArtGraphViTConfig(PreTrainedConfig):
         elif isinstance(self.backbone_config, dict):
             backbone = dict(self.backbone_config)
             self.backbone_config = AutoConfig.for_model(backbone.pop("model_type", "vit"), **backbone)
-        self.tasks = [Task.from_dict(task) for task in self.tasks]
-        self.thresholds = dict(self.thresholds)
+        self.tasks = [Task.from_dict(task) for task in self.tasks or ()]
+        self.thresholds = dict(self.thresholds or {})
         self._check_values()
         super().__post_init__(**kwargs)
 

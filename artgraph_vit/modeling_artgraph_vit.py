@@ -123,7 +123,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 weights from a random start.
             revision (`str`, *optional*): branch, tag or commit on the Hub.
             config_options: further options of [`ArtGraphViTConfig`]; `pooling` follows the backbone where it is not
-                given: the CLS token where there is one, else the backbone's own pooler, else the mean.
+                given: the CLS token where there is one (after CLIP's own norm), else the backbone's own pooler,
+                else the mean.
 
         Raises:
             OSError: if there is no such model, or it has no safetensors weights.
@@ -166,7 +167,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         model, loading_info = loaded
-        accepted = {"mismatched_keys": []} if accept_other_shapes else {}
+        accepted: dict[str, Any] = {"mismatched_keys": []} if accept_other_shapes else {}
         _refuse_incomplete({**loading_info, **accepted}, pretrained_model_name_or_path)
         return (model, loading_info) if output_loading_info else model
 
@@ -282,8 +283,17 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         return self
 
     def set_class_weights(self, class_weights: Mapping[str, Tensor]) -> None:
-        """Sets the class weights, `(C,)` each, of the single-label tasks named."""
+        """Sets the class weights, `(C,)` each and above 0, of the single-label tasks named.
+
+        Raises:
+            ValueError: if a name is not such a task's, or the weights do not fit it.
+        """
         for name, weights in class_weights.items():
+            task = next((task for task in self.config.tasks if task.name == name and not task.is_multi_label), None)
+            if task is None:
+                raise ValueError(f"{name!r} is not a single-label task of this model, so it has no class weights.")
+            if weights.shape != (task.num_labels,) or not bool((weights > 0).all()):
+                raise ValueError(f"The class weights of {name!r} must be {task.num_labels} numbers above 0.")
             self._class_weights(name).copy_(weights)
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ class Task:
         object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"Task name {self.name!r} is not an identifier: use letters, digits and '_' only.")
-        if hasattr(nn.ModuleDict, self.name):
+        if hasattr(nn.ModuleDict(), self.name):
             raise ValueError(
                 f"A task cannot be called {self.name!r}, a name that PyTorch's modules use: choose another."
             )

@@ -74,6 +74,11 @@ def test_a_run_leaves_what_it_should(trained):
     assert 0 < results["known_rows"]["media"] < results["rows"]
     assert results["versions"]["transformers"]
 
+    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    assert [log["epoch"] for log in history if "eval_loss" in log] == [1, 2, 3]
+    assert [log["epoch"] for log in history if "learning_rate" in log] == [1, 2, 3]
+    assert [log["epoch"] for log in history if "frozen_test_loss" in log] == [1]
+
     card = ModelCard.load(run_folder / "README.md")
     reported = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert len(card.data.eval_results) >= 2 * 5

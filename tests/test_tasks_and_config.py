@@ -165,7 +165,7 @@ def test_a_model_needs_tasks_with_labels(build_model, tasks, message):
         build_model(tasks=tasks)
 
 
-@pytest.mark.parametrize("name", ["type", "keys", "values"])
+@pytest.mark.parametrize("name", ["type", "keys", "values", "training"])
 def test_a_name_that_pytorch_needs_is_refused_at_once(name):
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
         Task(name, SINGLE_LABEL, ("a", "b"))

@@ -34,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 ARTGRAPH_CSV = "artgraph_dataset.csv"
 _TOO_MANY = "\0"  # the key of cells beyond the last column; no column can be called so
+_OWN_COLUMNS = ("image", "name", "split")
 SPLIT_NAMES = {
     "train": "train",
     "val": "validation",
@@ -73,16 +74,16 @@ def load_artworks(
     Raises:
         DataError: names the file, row or column that is wrong.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     columns = dict(columns or {})
     unknown = frozenset(unknown_labels)
     if (folder / ARTGRAPH_CSV).is_file():
         return read_artgraph_csv(folder, tasks, columns, unknown)
     if folder.is_dir() and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
         return read_datasets(load_from_disk(str(folder)), tasks, columns, unknown, image_column)
-    if str(source).startswith((".", "/", "~")) and not folder.exists():
+    if not folder.exists() and str(source).startswith((".", "/", "~")):
         raise DataError(f"There is no folder {str(source)!r}: give the path of a dataset, or a Hub id.")
-    dataset = load_dataset(str(source), config_name, revision=revision)
+    dataset = load_dataset(str(folder) if folder.is_dir() else str(source), config_name, revision=revision)
     return read_datasets(dataset, tasks, columns, unknown, image_column)
 
 
@@ -154,10 +155,17 @@ def read_datasets(
     chosen: list[Task] = []
     for part_name, part in parts.items():
         where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
+        if not len(part):
+            raise DataError(f"{where} has no rows: fill it, or leave it out to have it cut from the train split.")
         if image_column not in part.column_names:
             raise DataError(
                 f"{where} has no column {image_column!r}; its columns are {', '.join(part.column_names)}. "
                 "Name the one with the pictures by image_column."
+            )
+        if not isinstance(part.features[image_column], Image) and part.features[image_column] != Value("string"):
+            raise DataError(
+                f"The column {image_column!r} of {where} holds {part.features[image_column]}, no pictures: "
+                "name the one with the pictures by image_column."
             )
         task_types = {name: MULTI_LABEL if isinstance(f, List) else SINGLE_LABEL for name, f in part.features.items()}
         found = _choose_tasks(tasks, columns, part.column_names, where, task_types)
@@ -195,6 +203,8 @@ def _choose_tasks(
             raise DataError(f"columns names {name!r}, which is not one of the tasks {', '.join(wanted or defaults)}.")
     chosen = []
     for name in wanted or defaults:
+        if name in _OWN_COLUMNS:
+            raise DataError(f"A task cannot be called {name!r}, as the rows' own columns are: choose another name.")
         column = columns.get(name, name)
         if column not in header:
             if wanted or name in columns:
@@ -252,7 +262,10 @@ def _read_split_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
         if not path.is_file():
             raise DataError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
         split = SPLIT_NAMES[path.stem]
-        listed = path.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            listed = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not in UTF-8: save it as UTF-8.") from error
         if not any(listed):
             raise DataError(
                 f"{path} is empty: name the artworks of the split, or take the folder away to have it made."
@@ -272,9 +285,9 @@ def _split_of_part(part: Dataset, part_name: str | None, is_alone: bool) -> list
     if "split" in part.column_names and is_alone:
         feature = part.features["split"]
         names = [feature.int2str(v) if isinstance(feature, ClassLabel) else v for v in part["split"][:]]
-        wrong = next((name for name in names if name not in SPLIT_NAMES), "")
-        if wrong != "":
-            raise DataError(f"The column 'split' holds {wrong!r}; splits are called {', '.join(SPLIT_NAMES)}.")
+        wrong = [name for name in names if name not in SPLIT_NAMES]
+        if wrong:
+            raise DataError(f"The column 'split' holds {wrong[0]!r}; splits are called {', '.join(SPLIT_NAMES)}.")
         return [SPLIT_NAMES[name] for name in names]
     if part_name is None:
         return [None] * len(part)

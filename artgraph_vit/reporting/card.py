@@ -55,12 +55,13 @@ def render_card(results: Mapping[str, Any], config: ArtGraphViTConfig, folder_na
     Returns:
         The text of the card, metadata first.
     """
+    backbone: Any = config.backbone_config
     base_model = _hub_id(results["recipe"].get("backbone")) if not results["recipe"].get("from_scratch") else None
     data = ModelCardData(
         license=options.license,
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["art", "artgraph", "multi-task", "vision", config.backbone_config.model_type],
+        tags=["art", "artgraph", "multi-task", "vision", backbone.model_type],
         base_model=base_model,
         datasets=[options.dataset_id] if options.dataset_id else None,
         metrics=["accuracy", "f1"],
@@ -73,7 +74,7 @@ def render_card(results: Mapping[str, Any], config: ArtGraphViTConfig, folder_na
         template_path=str(TEMPLATE),
         repo_id=options.repo_id or folder_name,
         base_model=base_model,
-        backbone_type=config.backbone_config.model_type,
+        backbone_type=backbone.model_type,
         tasks=[
             {
                 "name": task.name,

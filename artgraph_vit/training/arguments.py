@@ -165,3 +165,5 @@ class ArtGraphTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor or self.prediction_loss_only:
             raise ValueError("label_smoothing_factor and prediction_loss_only do not work with several tasks.")
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns of it at each epoch

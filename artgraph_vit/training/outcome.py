@@ -41,7 +41,10 @@ class FrozenPhaseTest(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if 0 < args.frozen_epochs < args.num_train_epochs and state.epoch == args.frozen_epochs:
+            asked = dataclasses.replace(control)  # an evaluation takes back what this epoch's end still has to do
             self.trainer.evaluate(self.test_rows, metric_key_prefix=FROZEN_TEST)
+            return asked
+        return control
 
 
 def collect_results(
@@ -88,7 +91,7 @@ def finish_run(
         The results, as in `results.json`.
     """
     args = trainer.args
-    tasks = trainer.model.config.tasks
+    tasks = trainer.config.tasks
     names = [task.name for task in tasks]
     metrics = trainer.evaluate(test_pictures, metric_key_prefix="test")
     folder = Path(args.output_dir)
@@ -108,14 +111,17 @@ def finish_run(
         "frozen_epochs": args.frozen_epochs,
         "seed": args.seed,
         "card": dataclasses.asdict(card),
-        "data": {"source": data_args.source, **{f"{name}_rows": len(rows) for name, rows in splits.items()}},
+        "data": {
+            "source": _portable(data_args.source),
+            **{f"{name}_rows": len(rows) for name, rows in splits.items()},
+        },
     }
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and results.json says the same
         write_results(results, folder)
         try:
             draw_figures(history, names, folder, args.frozen_epochs, results["best_epoch"])
-            write_card(results, trainer.model.config, folder, card)
+            write_card(results, trainer.config, folder, card)
         except Exception:  # the run itself is whole and saved
             logger.exception(
                 "The figures or the card in %s could not be made; the model and results.json are.", folder
@@ -130,8 +136,13 @@ def recipe_of(model: ModelArguments, data: DataArguments, args: ArtGraphTraining
         *("warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed", "bf16", "fp16"),
     )
     training = {name: getattr(getattr(args, name), "value", getattr(args, name)) for name in chosen}
+    training["backbone"] = _portable(model.backbone)
     rows = {"global_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size}
     return {**dataclasses.asdict(model), "min_count": data.min_count, **training, **rows}
+
+
+def _portable(name_or_path: str) -> str:
+    return Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
 
 
 def _version(package: str) -> str:

@@ -68,6 +68,7 @@ class ArtGraphTrainer(Trainer):
         self._record = PhaseRecord(frozen_epochs=args.frozen_epochs)
         kwargs["callbacks"] = [self._record, *(kwargs.get("callbacks") or [])]
         super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
+        self.config: Any = model.config
         if self.pop_callback(ProgressCallback):
             self.add_callback(EpochTable)
         tasks = model.config.tasks
@@ -142,7 +143,7 @@ class ArtGraphTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        sums = torch.zeros(2, len(self.model.config.tasks), dtype=torch.float64, device=device)
+        sums = torch.zeros(2, len(self.config.tasks), dtype=torch.float64, device=device)
         own_rows = self._drop_padding(batches)
         for batch in batches if own_rows else batches[:-1]:
             labels = {name: values.to(device) for name, values in batch["labels"].items()}
@@ -188,7 +189,7 @@ class ArtGraphTrainer(Trainer):
             self._train_sums = torch.zeros_like(self._train_sums)
             weights = torch.exp(-self.model.log_variances.detach().double()).tolist()
             for task, numerator, denominator, weight in zip(
-                self.model.config.tasks, numerators, denominators, weights, strict=True
+                self.config.tasks, numerators, denominators, weights, strict=True
             ):
                 if denominator > 0:
                     logs[f"{task.name}_loss"] = numerator / denominator
@@ -231,7 +232,7 @@ class ArtGraphTrainer(Trainer):
         is_known = torch.tensor([rows > 0 for rows in known_rows.values()], device=numerators.device)
         losses = numerators / torch.where(is_known, denominators, 1.0)
         log_variances = self.model.log_variances.detach()
-        metrics["loss"] = join_task_losses(losses, is_known, log_variances, self.model.config.loss_epsilon).item()
+        metrics["loss"] = join_task_losses(losses, is_known, log_variances, self.config.loss_epsilon).item()
         for name, loss, rows in zip(known_rows, losses.tolist(), known_rows.values(), strict=True):
             if rows:
                 metrics[f"{name}_loss"] = loss

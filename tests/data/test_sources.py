@@ -149,6 +149,13 @@ def test_wrong_split_files_are_refused_by_file_and_line(artgraph_folder, splits,
         load_artworks(folder)
 
 
+def test_a_split_file_in_another_encoding_is_refused_by_name(artgraph_folder):
+    folder = artgraph_folder([{"image": "a.jpg"}], splits={"train": ["a.jpg"], "val": ["a.jpg"], "test": ["a.jpg"]})
+    (folder / "splits" / "train.txt").write_bytes("Müller.jpg\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.txt.*UTF-8"):
+        load_artworks(folder)
+
+
 def test_a_picture_named_twice_cannot_be_in_split_files(artgraph_folder):
     splits = {"train": ["a.jpg"], "val": [], "test": []}
     folder = artgraph_folder([{"image": "a.jpg"}, {"image": "a.jpg"}], splits=splits)
@@ -246,6 +253,19 @@ def test_a_dataset_with_a_wrong_column_is_refused(tmp_path, columns, options, me
         load_saved(dataset, tmp_path, **options)
 
 
+@pytest.mark.parametrize("name", ["name", "split"])
+def test_a_task_named_like_a_column_of_the_rows_is_refused(tmp_path, name):
+    dataset = hub_dataset(label=(Value("string"), ["train", "test"] * 3))
+    with pytest.raises(DataError, match=f"'{name}'"):
+        load_saved(dataset, tmp_path, tasks=[name], columns={name: "label"})
+
+
+def test_a_picture_column_that_holds_no_pictures_is_refused():
+    dataset = Dataset.from_dict({"image": [1, 2], "genre": ["a", "b"]})
+    with pytest.raises(DataError, match="'image'"):
+        read_datasets(dataset, None, {}, frozenset())
+
+
 def test_a_row_without_a_picture_is_refused_by_its_number(tmp_path):
     dataset = Dataset.from_dict(
         {"image": [Image.new("RGB", (2, 2)), None], "genre": ["a", "b"]},
@@ -292,6 +312,15 @@ def test_the_same_picture_in_two_parts_is_refused(tmp_path):
         split_artworks(rows)
 
 
+@pytest.mark.parametrize("empty", ["test", "validation"])
+def test_a_part_without_rows_is_refused(empty):
+    dataset = hub_dataset(rows=20, genre=(GENRE, [0, 1] * 10))
+    parts = {"train": dataset.select(range(14)), "validation": dataset.select([15]), "test": dataset.select([16])}
+    parts[empty] = dataset.select([])
+    with pytest.raises(DataError, match="empty"):
+        split_artworks(read_datasets(DatasetDict(parts), None, {}, frozenset())[0])
+
+
 @pytest.mark.parametrize(
     ("feature", "values"),
     [
@@ -305,7 +334,14 @@ def test_a_split_column_is_read(tmp_path, feature, values):
     assert rows["split"][:] == ["train", "validation", "test", "validation", "validation", "train"]
 
 
-@pytest.mark.parametrize("wrong", ["dev", None])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "dev",
+        None,
+        "",
+    ],
+)
 def test_a_split_column_with_another_name_is_refused(tmp_path, wrong):
     dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(Value("string"), ["train"] * 5 + [wrong]))
     with pytest.raises(DataError, match=f"The column 'split' holds {wrong!r}; splits are called train, val"):
