@@ -72,6 +72,7 @@ def push_run(
         folder_path=folder,
         revision=revision,
         allow_patterns=PUBLISHED,
+        ignore_patterns=["checkpoint-*"],
         commit_message="Upload a trained ArtGraph ViT",
     )
     return commit.commit_url

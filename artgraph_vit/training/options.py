@@ -8,6 +8,7 @@ An unknown key or option, or a value of the wrong type, is an error that names i
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -38,14 +39,11 @@ def parse_options(
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv and default_config is not None:
         argv = [str(default_config)]
-    options = HfArgumentParser(option_classes, allow_abbrev=False, **parser)
-    options.add_argument("config", nargs="?", type=Path, help="YAML file with options; the command line overrides it")
+    options = HfArgumentParser(option_classes, allow_abbrev=False, usage="%(prog)s [CONFIG.yaml] [options]", **parser)
     known = sorted(field.name for option_class in option_classes for field in fields(option_class))
-
-    config = _config_in(argv, options)
-    if config is not None:
+    if argv and not argv[0].startswith("-"):
         try:
-            options.set_defaults(**_read_yaml(config, known))
+            argv[:1] = _read_yaml(Path(argv[0]), known)  # the command line comes after it, and so wins
         except ValueError as error:
             options.error(str(error))
     namespace, unused = options.parse_known_args(argv)
@@ -62,12 +60,8 @@ def parse_options(
         options.error(str(error))
 
 
-def _config_in(argv: list[str], options: HfArgumentParser) -> Path | None:
-    namespace, _ = options.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
-    return namespace.config
-
-
-def _read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, known: list[str]) -> list[str]:
+    """The options in a YAML file, as they would stand on the command line."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give a YAML file, or options as --name value")
     try:
@@ -76,10 +70,17 @@ def _read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold 'option: value' lines")
-    for name in values:
+    argv = []
+    for name, value in values.items():
         if name not in known:
             raise ValueError(f"{path} has an unknown option {name!r}{_suggest(str(name), known)}")
-    return values
+        if isinstance(value, list):
+            argv += [f"--{name}", *map(str, value)] if value else []
+        elif isinstance(value, dict):
+            argv.append(f"--{name}={json.dumps(value)}")
+        elif value is not None:
+            argv.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return argv
 
 
 def _suggest(name: str, known: list[str], prefix: str = "") -> str:

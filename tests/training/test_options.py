@@ -46,7 +46,7 @@ def test_the_recipe_file_says_nothing_else_than_the_defaults(tmp_path):
         differing = {
             name for name, value in vars(one).items() if value != getattr(other, name) and not name.startswith("_")
         }
-        assert differing <= {"dataloader_num_workers", "dataset_name", "fsdp_plugin_args", "accelerator_config"}
+        assert differing <= {"dataloader_num_workers", "dataset_name", "accelerator_config", "distributed_state"}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
@@ -79,6 +79,7 @@ def test_no_argument_reads_the_default_config(tmp_path):
         ({"frozen_epochs": 36}, [], "frozen_epochs=36: use a whole number from 0 to num_train_epochs (35)"),
         ({"on_bad_image": "ignore"}, [], "invalid choice: 'ignore'"),
         ({"remove_unused_columns": True}, [], "remove_unused_columns=True: ArtGraphTrainer needs False"),
+        ({"tasks": "artist", "seed": [1, 2]}, [], "there is no option '2'"),
         ({"source": ""}, [], "There is no source: pass --source"),
         ({"columns": "tags"}, [], "is not JSON"),
     ],

@@ -1,0 +1,360 @@
+"""A small Hub on 127.0.0.1: what `huggingface_hub` asks when it pushes models and datasets and loads them back.
+
+Everything is in memory: a repository is branches, each a list of commits, each a dict of path to bytes. Large files go
+through the LFS endpoints, as on the real Hub. A request it does not know is answered 404 and remembered, so that a
+test can see that none was made.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".jpg", ".parquet", ".npy")
+
+
+@dataclass
+class Commit:
+    sha: str
+    message: str
+    files: dict[str, bytes]
+
+
+@dataclass
+class Repository:
+    private: bool
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
+
+    def find(self, revision: str) -> Commit | None:
+        if self.branches.get(revision):
+            return self.branches[revision][-1]
+        return next((c for commits in self.branches.values() for c in commits if c.sha == revision), None)
+
+
+class Refusal(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, code: str, message: str):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class HubServer:
+    """Starts with `with HubServer({token: user}) as server:`; `server.url` is the `HF_ENDPOINT`."""
+
+    def __init__(self, tokens: dict[str, str]):
+        self.tokens = tokens
+        self.repos: dict[tuple[str, str], Repository] = {}
+        self.lfs: dict[str, bytes] = {}
+        self.unknown_requests: list[str] = []
+        self.lock = threading.RLock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> HubServer:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def files(self, kind: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """The files of a revision; `kind` is "models" or "datasets"."""
+        commit = self.repos[kind, repo_id].find(revision)
+        return dict(commit.files) if commit else {}
+
+    def commits(self, kind: str, repo_id: str, revision: str = "main") -> list[str]:
+        """The messages of a branch, oldest first."""
+        return [commit.message for commit in self.repos[kind, repo_id].branches[revision]]
+
+
+def _commit_sha(parent: str, message: str, files: dict[str, bytes]) -> str:
+    digest = hashlib.sha1(f"{parent}\n{message}".encode())
+    for path in sorted(files):
+        digest.update(path.encode() + hashlib.sha1(files[path]).digest())
+    return digest.hexdigest()
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    if path.endswith(LFS_SUFFIXES):
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return entry
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+
+    # ---- reading a request, writing an answer ----
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            data = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return data
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _handle(self) -> None:
+        url = urlsplit(self.path)
+        self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        self.data = self._body()
+        try:
+            with self.hub.lock:
+                for method, pattern, route in ROUTES:
+                    match = re.fullmatch(pattern, url.path)
+                    if match and self.command in method.split("|"):
+                        parts = {
+                            name: unquote(value) for name, value in match.groupdict().items() if value is not None
+                        }
+                        return route(self, **parts)
+            self.hub.unknown_requests.append(f"{self.command} {url.path}")
+            raise Refusal(404, "NotFound", "There is no such endpoint.")
+        except Refusal as refusal:
+            message = {"error": str(refusal)}
+            self._answer(refusal.status, message, {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)})
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
+
+    # ---- who asks, and for what ----
+
+    @property
+    def user(self) -> str | None:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in self.hub.tokens:
+            raise Refusal(401, "", "Invalid credentials.")
+        return self.hub.tokens.get(token)
+
+    def _repo(self, repo_id: str, kind: str = "models", write: bool = False) -> Repository:
+        repo = self.hub.repos.get((kind, repo_id))
+        is_owner = self.user == repo_id.split("/")[0]
+        if repo is None or (repo.private and not is_owner):
+            # As on the real Hub, who may not see a repository does not learn that it exists.
+            raise Refusal(404 if self.user else 401, "RepoNotFound", "Repository not found.")
+        if write and not is_owner:
+            raise Refusal(403, "", f"You may not write to {repo_id}.")
+        return repo
+
+    def _at(self, repo_id: str, revision: str, kind: str = "models") -> Commit:
+        commit = self._repo(repo_id, kind).find(revision)
+        if commit is None:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return commit
+
+    # ---- account and repositories ----
+
+    def whoami(self) -> None:
+        if self.user is None:
+            raise Refusal(401, "", "Log in first.")
+        self._answer(200, {"type": "user", "name": self.user, "orgs": [], "auth": {"type": "access_token"}})
+
+    def create_repo(self) -> None:
+        asked = json.loads(self.data)
+        if self.user is None:
+            raise Refusal(401, "", "Log in first.")
+        repo_id = f"{asked.get('organization') or self.user}/{asked['name']}"
+        if repo_id.split("/")[0] != self.user:
+            raise Refusal(403, "", f"You may not create {repo_id}.")
+        kind = f"{asked.get('type') or 'model'}s"
+        address = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
+        if (kind, repo_id) in self.hub.repos:
+            return self._answer(409, {"error": "You already created this repo.", "url": address})
+        first = Commit(_commit_sha("", repo_id, {}), "initial commit", {})
+        is_private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self.hub.repos[kind, repo_id] = Repository(is_private, {"main": [first]})
+        return self._answer(200, {"url": address, "name": repo_id, "id": repo_id})
+
+    def delete_repo(self) -> None:
+        asked = json.loads(self.data)
+        kind, repo_id = f"{asked.get('type') or 'model'}s", f"{asked.get('organization') or self.user}/{asked['name']}"
+        self._repo(repo_id, kind, write=True)
+        del self.hub.repos[kind, repo_id]
+        self._answer(200, {})
+
+    def validate_yaml(self) -> None:
+        self._answer(200, {"errors": [], "warnings": []})
+
+    def info(self, kind: str, repo_id: str, revision: str = "main") -> None:
+        repo, commit = self._repo(repo_id, kind), self._at(repo_id, revision, kind)
+        siblings = [{"rfilename": path, "size": len(data)} for path, data in commit.files.items()]
+        about = {"id": repo_id, "sha": commit.sha, "private": repo.private, "siblings": siblings, "tags": []}
+        self._answer(200, {**about, "modelId": repo_id, "downloads": 0, "likes": 0, "disabled": False, "gated": False})
+
+    def refs(self, kind: str, repo_id: str) -> None:
+        repo = self._repo(repo_id, kind)
+        refs = [
+            {
+                "name": name,
+                "ref": name if name.startswith("refs/") else f"refs/heads/{name}",
+                "targetCommit": c[-1].sha,
+            }
+            for name, c in repo.branches.items()
+        ]
+        pulls = [ref for ref in refs if ref["ref"].startswith("refs/pr/")]
+        heads = [ref for ref in refs if ref not in pulls]
+        self._answer(200, {"branches": heads, "converts": [], "tags": [], "pullRequests": pulls})
+
+    def list_commits(self, kind: str, repo_id: str, revision: str) -> None:
+        self._at(repo_id, revision, kind)
+        commits = reversed(self._repo(repo_id, kind).branches.get(revision, []))
+        about = {"authors": [{"user": repo_id.split("/")[0]}], "date": "2026-01-01T00:00:00.000Z", "message": ""}
+        self._answer(200, [{**about, "id": commit.sha, "title": commit.message} for commit in commits])
+
+    def create_branch(self, kind: str, repo_id: str, revision: str) -> None:
+        repo = self._repo(repo_id, kind, write=True)
+        if revision in repo.branches:
+            raise Refusal(409, "", "Reference already exists.")
+        start = json.loads(self.data or b"{}").get("startingPoint") or "main"
+        repo.branches[revision] = [self._at(repo_id, start, kind)]
+        self._answer(200, {})
+
+    # ---- files ----
+
+    def tree(self, kind: str, repo_id: str, revision: str, folder: str = "") -> None:
+        commit = self._at(repo_id, revision, kind)
+        prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
+        inside = {path: data for path, data in commit.files.items() if path.startswith(prefix)}
+        if prefix and not inside:
+            raise Refusal(404, "EntryNotFound", f"{folder} does not exist.")
+        entries = [
+            _entry(path, data)
+            for path, data in inside.items()
+            if self.query.get("recursive", "").lower() == "true" or "/" not in path.removeprefix(prefix)
+        ]
+        self._answer(200, entries)
+
+    def paths_info(self, kind: str, repo_id: str, revision: str) -> None:
+        text = self.data.decode()
+        paths = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text).get("paths", [])
+        files = self._at(repo_id, revision, kind).files
+        self._answer(200, [_entry(path, files[path]) for path in paths if path in files])
+
+    def resolve(self, repo_id: str, revision: str, path: str, kind: str = "models") -> None:
+        commit = self._at(repo_id, revision, kind)
+        headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        if path not in commit.files:
+            message = {"error": "Entry not found"}
+            return self._answer(404, message, {**headers, "X-Error-Code": "EntryNotFound"})
+        data, entry = commit.files[path], _entry(path, commit.files[path])
+        headers["ETag"] = f'"{entry.get("lfs", entry)["oid"]}"'
+        if "lfs" in entry:
+            headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": headers["ETag"]}
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part and self.command == "GET":
+            first, last = int(part[1]), min(int(part[2] or len(data) - 1), len(data) - 1)
+            return self._answer(
+                206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}
+            )
+        return self._answer(200, data, {**headers, "Content-Length": str(len(data))})
+
+    def preupload(self, kind: str, repo_id: str, revision: str) -> None:
+        self._repo(repo_id, kind, write="create_pr" not in self.query)
+        files = [
+            {
+                "path": asked["path"],
+                "uploadMode": "lfs" if asked["path"].endswith(LFS_SUFFIXES) else "regular",
+                "shouldIgnore": False,
+                "oid": None,
+            }
+            for asked in json.loads(self.data)["files"]
+        ]
+        self._answer(200, {"files": files})
+
+    def lfs_batch(self, repo_id: str, kind: str = "models") -> None:
+        self._repo(repo_id, kind, write=True)
+        objects = []
+        for asked in json.loads(self.data)["objects"]:
+            address = {"href": f"{self.hub.url}/lfs/{asked['oid']}"}
+            actions = {} if asked["oid"] in self.hub.lfs else {"upload": address, "verify": address}
+            objects.append({**asked, "authenticated": True, **({"actions": actions} if actions else {})})
+        self._answer(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_object(self, oid: str) -> None:
+        if self.command == "PUT":
+            if hashlib.sha256(self.data).hexdigest() != oid:
+                raise Refusal(400, "", "The content does not fit its hash.")
+            self.hub.lfs[oid] = self.data
+        elif oid not in self.hub.lfs:
+            raise Refusal(404, "", "There is no such object.")
+        self._answer(200, {}, {"ETag": f'"{oid}"'})
+
+    def commit(self, kind: str, repo_id: str, revision: str) -> None:
+        is_pull = self.query.get("create_pr") == "1"
+        repo = self._repo(repo_id, kind, write=not is_pull)
+        parent = self._at(repo_id, revision, kind)
+        files, message = dict(parent.files), ""
+        for line in self.data.splitlines():
+            item = json.loads(line)
+            key, value = item["key"], item["value"]
+            if key == "header":
+                message = value.get("summary", "")
+                if value.get("parentCommit") not in (None, parent.sha):
+                    raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = self.hub.lfs[value["oid"]]
+            elif key == "deletedFile":
+                files.pop(value["path"], None)
+            elif key == "deletedFolder":
+                files = {path: data for path, data in files.items() if not path.startswith(value["path"])}
+            else:
+                raise Refusal(400, "", f"Unknown operation {key}.")
+        made = Commit(_commit_sha(parent.sha, message, files), message, files)
+        pull: dict[str, Any] = {}
+        if is_pull:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+            repo.branches[f"refs/pr/{number}"] = [parent, made]
+            pull = {"pullRequestUrl": f"{self.hub.url}/{repo_id}/discussions/{number}"}
+        else:
+            repo.branches[revision].append(made)
+        address = f"{self.hub.url}/{repo_id}/commit/{made.sha}"
+        self._answer(200, {"success": True, "commitOid": made.sha, "commitUrl": address, "hookOutput": "", **pull})
+
+
+_REPO = r"(?P<repo_id>[^/]+/[^/]+)"
+_API = rf"/api/(?P<kind>models|datasets)/{_REPO}"
+_REVISION = r"/(?P<revision>refs%2Fpr%2F\d+|[^/]+)"
+ROUTES: list[tuple[str, str, Callable[..., None]]] = [
+    ("GET", r"/api/whoami-v2", _Handler.whoami),
+    ("POST", r"/api/repos/create", _Handler.create_repo),
+    ("DELETE", r"/api/repos/delete", _Handler.delete_repo),
+    ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
+    ("GET", _API, _Handler.info),
+    ("GET", rf"{_API}/revision{_REVISION}", _Handler.info),
+    ("GET", rf"{_API}/refs", _Handler.refs),
+    ("GET", rf"{_API}/commits{_REVISION}", _Handler.list_commits),
+    ("GET", rf"{_API}/tree{_REVISION}(?P<folder>/.*)?", _Handler.tree),
+    ("POST", rf"{_API}/paths-info{_REVISION}", _Handler.paths_info),
+    ("POST", rf"{_API}/branch{_REVISION}", _Handler.create_branch),
+    ("POST", rf"{_API}/preupload{_REVISION}", _Handler.preupload),
+    ("POST", rf"{_API}/commit{_REVISION}", _Handler.commit),
+    ("POST", rf"/(?:(?P<kind>datasets)/)?{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("PUT|POST", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_object),
+    ("GET|HEAD", rf"/(?:(?P<kind>datasets)/)?{_REPO}/resolve{_REVISION}/(?P<path>.+)", _Handler.resolve),
+]
