@@ -196,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         del self.hub.repos[kind, repo_id]
         self._answer(200, {})
 
+    def harnesses(self) -> None:
+        self._answer(200, {"standardEnvVars": [], "harnesses": {}})
+
     def validate_yaml(self) -> None:
         self._answer(200, {"errors": [], "warnings": []})
 
@@ -345,6 +348,7 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", r"/api/repos/create", _Handler.create_repo),
     ("DELETE", r"/api/repos/delete", _Handler.delete_repo),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
+    ("GET", r"/api/agent-harnesses", _Handler.harnesses),
     ("GET", _API, _Handler.info),
     ("GET", rf"{_API}/revision{_REVISION}", _Handler.info),
     ("GET", rf"{_API}/refs", _Handler.refs),

@@ -77,8 +77,8 @@ def _cityscape(canvas: ImageDraw.ImageDraw, hand: Hand, size: float, rng: np.ran
         width, top = size * rng.uniform(0.12, 0.2), size * rng.uniform(0.15, 0.55)
         colour = (hand.dark, hand.ground, hand.accent)[int(rng.integers(3))]
         canvas.rectangle((x, top, x + width, size), fill=colour)
-        for y in np.arange(top + 5, size - 4, size / 9):
-            canvas.rectangle((x + 3, y, x + width - 4, y + size / 28), fill=hand.light)
+        for y in np.arange(top + 0.05 * size, 0.96 * size, size / 9):
+            canvas.rectangle((x + 0.03 * size, y, x + width - 0.04 * size, y + size / 28), fill=hand.light)
         x += width
 
 

@@ -1,0 +1,56 @@
+"""results.json and the table in the terminal."""
+
+import json
+import math
+
+import pytest
+
+from artgraph_vit.reporting.results import results_table, split_metrics, write_results
+
+from .made import TASKS, results
+
+
+def test_each_figure_stands_in_its_row_and_column():
+    lines = results_table(results(), TASKS).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0] == "Results on the test split, 1,240 artworks"
+    header = lines[2]
+    artist, tags, average = (next(line for line in lines if line.startswith(name)) for name in (*TASKS, "average"))
+
+    def cell(line: str, column: str) -> str:
+        end = header.index(column) + len(column)
+        return line[:end].split("  ")[-1].strip() if line[:end].strip() else ""
+
+    assert [cell(artist, name) for name in ("known", "loss", "accuracy")] == ["1,230", "1.1234", "0.611"]
+    assert [cell(tags, name) for name in ("known", "loss", "hamming", "precision")] == [
+        "930",
+        "0.0321",
+        "0.0555",
+        "0.511",
+    ]
+    assert [cell(artist, name) for name in (" F1", "majority F1", "frozen F1")] == ["0.644", "0.111", "0.333"]
+    assert [cell(average, name) for name in (" F1", "majority F1", "frozen F1")] == ["0.586", "0.078", "0.333"]
+
+
+def test_a_run_without_a_frozen_phase_has_no_such_column():
+    assert "frozen" not in results_table({**results(), "frozen_metrics": None}, TASKS)
+
+
+def test_evaluations_are_sorted_by_kind():
+    flat = {"test_loss": 1.0, "test_artist_loss": 2.0, "test_artist_known_rows": 5, "test_tags_known_rows": 0}
+    flat |= {"test_artist_accuracy": 0.5, "test_artist_macro_f1": 0.4, "test_avg_macro_f1": 0.4, "test_runtime": 3.0}
+    assert split_metrics(flat, "test", TASKS) == {
+        "loss": 1.0,
+        "task_losses": {"artist": 2.0},
+        "known_rows": {"artist": 5, "tags": 0},
+        "metrics": {"artist_accuracy": 0.5, "artist_macro_f1": 0.4, "avg_macro_f1": 0.4},
+    }
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path):
+    path = write_results(results(), tmp_path)
+    assert json.loads(path.read_text()) == results()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_results({**results(), "loss": math.nan}, tmp_path)
+    assert json.loads(path.read_text()) == results()
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
