@@ -51,10 +51,9 @@ def main() -> None:
     image_processor = AutoImageProcessor.from_pretrained(evaluation.checkpoint, revision=evaluation.revision)
     tasks = model.config.tasks
     splits, _ = load_splits(data_args, args, tasks)
-    trainer = ArtGraphTrainer(model=model, args=args, data_collator=ArtGraphCollator(tasks))
-    metrics = trainer.evaluate(
-        with_pixels(splits[evaluation.split], image_processor), metric_key_prefix=evaluation.split
-    )
+    pictures = with_pixels(splits[evaluation.split], image_processor)
+    trainer = ArtGraphTrainer(model=model, args=args, data_collator=ArtGraphCollator(tasks), eval_dataset=pictures)
+    metrics = trainer.evaluate(metric_key_prefix=evaluation.split)
     recipe = {"checkpoint": evaluation.checkpoint}
     results = collect_results(metrics, evaluation.split, splits, tasks, recipe)
 

@@ -22,7 +22,6 @@ PUBLISHED = [
     "results.json",
     "figures/*.png",
     "README.md",
-    ".eval_results/*.yaml",
 ]
 NEEDED = ("config.json", "preprocessor_config.json", "results.json")
 
