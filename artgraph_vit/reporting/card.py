@@ -7,6 +7,7 @@ chosen.
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,5 +125,5 @@ def _eval_results(results: Mapping[str, Any], config: ArtGraphViTConfig, options
             metric_value=results["metrics"][name],
         )
         for name, (metric_type, metric_name) in named.items()
-        if name in results["metrics"]
+        if results["metrics"].get(name) is not None and math.isfinite(results["metrics"][name])
     ]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,14 +34,10 @@ def split_metrics(metrics: Mapping[str, float], prefix: str, tasks: Sequence[str
 
 
 def write_results(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Writes `results.json`, whole or not at all.
-
-    Raises:
-        ValueError: if a figure is not finite, which JSON cannot say.
-    """
+    """Writes `results.json`, whole or not at all; a figure that is not finite, which JSON cannot say, as null."""
     path = Path(folder) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(_finite(results), indent=2, allow_nan=False) + "\n"
     unfinished = path.with_suffix(".json.part")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
@@ -96,6 +93,14 @@ def results_table(results: Mapping[str, Any], tasks: Sequence[str]) -> str:
     rule = "-" * (sum(widths.values()) + 2 * (len(columns) - 1))
     body = [line(row) for row in rows]
     return "\n".join([title, rule, line({name: name for name in columns}), rule, *body[:-1], rule, body[-1], rule])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None, digits: int = 3) -> str:
