@@ -10,13 +10,13 @@ results, two figures and a model card.
 from pathlib import Path
 
 import datasets
-from artgraph_vit.reporting.card import CardOptions
-from artgraph_vit.reporting.results import results_table
 from transformers import set_seed
 from transformers.utils import logging
 
 from artgraph_vit.data import ArtGraphCollator, with_pixels
 from artgraph_vit.errors import run_script
+from artgraph_vit.reporting.card import CardOptions
+from artgraph_vit.reporting.results import results_table
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
 from artgraph_vit.training.checkpoints import checkpoint_to_resume
 from artgraph_vit.training.options import parse_options
