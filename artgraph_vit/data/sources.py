@@ -155,8 +155,8 @@ def read_datasets(
     chosen: list[Task] = []
     for part_name, part in parts.items():
         where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
-        if not len(part):
-            raise DataError(f"{where} has no rows: fill it, or leave it out to have it cut from the train split.")
+        if not len(part) and part_name is not None:
+            raise DataError(f"{where} is empty: fill it, or leave it out to have it cut from the train split.")
         if image_column not in part.column_names:
             raise DataError(
                 f"{where} has no column {image_column!r}; its columns are {', '.join(part.column_names)}. "
