@@ -202,6 +202,14 @@ class ArtGraphTrainer(Trainer):
 
     # ---- evaluation ----
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Each dataset by its own rows: with persistent workers `Trainer` keeps one loader for every dataset that it is
+        handed, and would evaluate the test split on the rows of the validation split.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset:
+            return super().get_eval_dataloader(eval_dataset)
+        return self.get_test_dataloader(eval_dataset)
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """As in `Trainer`, but it leaves the random state of training alone: evaluating more often changes nothing."""
         with torch.random.fork_rng(devices=[]):

@@ -137,6 +137,19 @@ def test_evaluation_is_that_of_all_rows_at_once(tmp_path):
     assert metrics["eval_artist_macro_f1"] == pytest.approx(expected)
 
 
+def test_another_dataset_is_evaluated_on_its_own_rows(tmp_path):
+    """Also with persistent workers, for which `Trainer` keeps the first dataset's loader."""
+    other = RandomArtworks(EVAL_ROWS + 4, seed=3)
+    expected = tiny_trainer(tmp_path / "plain").evaluate(other)
+    trainer = tiny_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    validation = trainer.evaluate()
+    metrics = trainer.evaluate(other)
+    assert metrics["eval_genre_known_rows"] == EVAL_ROWS + 4
+    assert validation["eval_genre_known_rows"] == EVAL_ROWS
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+    assert trainer.evaluate()["eval_loss"] == validation["eval_loss"] != metrics["eval_loss"]
+
+
 def test_train_loss_of_a_task_is_the_mean_over_its_known_rows(tmp_path):
     """With learning rate 0 and no dropout the epoch's logged task loss is the loss of all train rows at once."""
     trainer = tiny_trainer(
