@@ -182,8 +182,9 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Mapping[str, Tensor] | None = None,
+        pooled: Tensor | None = None,
         denominators: Tensor | None = None,
         log_term_share: float = 1.0,
         output_hidden_states: bool | None = None,
@@ -194,6 +195,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
 
         Args:
             pixel_values (`FloatTensor` of shape `(B, 3, H, W)`): as the image processor of the backbone makes them.
+            pooled (`FloatTensor` of shape `(B, hidden_size)`, *optional*): what the backbone gave for these pictures
+                before, in place of `pixel_values`.
             labels (`dict[str, Tensor]`, *optional*): for each task int64 `(B,)` with -100 for unknown, or float
                 `(B, C)` of 0/1 with -100 for an unknown row or entry.
             denominators (`FloatTensor` of shape `(T,)`, *optional*): what to divide each task's numerator by, where
@@ -206,14 +209,19 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             [`ArtGraphViTOutput`], or its values as a tuple with `return_dict=False`.
 
         Raises:
-            ValueError: if `labels` does not name exactly the tasks of the config.
+            ValueError: if `labels` does not name exactly the tasks of the config, or if not one of `pixel_values` and
+                `pooled` is given.
         """
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_is_frozen):
-            features = self.backbone(
-                pixel_values=pixel_values, **{name: value for name, value in asked.items() if value is not None}
-            )
-            pooled = self._pool(features)  # (B, hidden)
+        if (pixel_values is None) == (pooled is None):
+            raise ValueError("Give pixel_values, or what the backbone made of them as pooled, and not both.")
+        features: Any = {}
+        if pooled is None:
+            asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_is_frozen):
+                features = self.backbone(
+                    pixel_values=pixel_values, **{name: value for name, value in asked.items() if value is not None}
+                )
+                pooled = self._pool(features)  # (B, hidden)
         dropped = self.dropout(pooled)
         logits = {name: head(dropped) for name, head in self.heads.items()}  # each (B, C)
 

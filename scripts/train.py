@@ -35,7 +35,7 @@ def main() -> None:
     )
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
 
     set_seed(args.seed)
     splits, tasks = load_splits(data_args, args)

@@ -29,29 +29,37 @@ class PictureTransform:
     image_processor: BaseImageProcessor
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        labels = {name: values for name, values in rows.items() if name not in ("image", "name")}
+        others = {name: values for name, values in rows.items() if name != "image"}
         pixels = [
             self.image_processor(read_picture(image), return_tensors="pt")["pixel_values"][0]
             for image in rows["image"]
         ]
-        return {"pixel_values": pixels, **labels}
+        return {"pixel_values": pixels, **others}
 
 
 @dataclass
 class ArtGraphCollator:
     """Stacks rows into a batch.
 
-    Reads `pixel_values` and one key a task; returns `pixel_values`, float `(B, 3, H, W)`, and `labels`, a dict of
-    int64 `(B,)` for single-label and float32 `(B, C)` for multi-label tasks; -100 where unknown.
+    Reads `pixel_values`, or `pooled` where the backbone's features were computed before, and one key a task. Returns
+    `pixel_values`, float `(B, 3, H, W)`, or `pooled`, float `(B, hidden)`; and `labels`, a dict of int64 `(B,)` for
+    single-label and float32 `(B, C)` for multi-label tasks; -100 where unknown.
 
     Args:
         tasks (`Sequence[Task]`): with their labels.
+        with_names (`bool`, *optional*, defaults to `False`): return `names` too, a list of what the artworks are
+            called, where rows have a `name`; for who reports on rows, since the model does not take it.
     """
 
     tasks: Sequence[Task]
+    with_names: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": self.labels(rows)}
+        key = "pooled" if "pooled" in rows[0] else "pixel_values"
+        batch = {key: torch.stack([row[key] for row in rows]), "labels": self.labels(rows)}
+        if self.with_names and "name" in rows[0]:
+            batch["names"] = [row["name"] for row in rows]
+        return batch
 
     def labels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         labels = {}
@@ -75,3 +83,11 @@ class ArtGraphCollator:
 def with_pixels(rows: Dataset, image_processor: BaseImageProcessor) -> Dataset:
     """The same rows, whose pictures are decoded and processed when they are fetched."""
     return rows.with_transform(PictureTransform(image_processor))
+
+
+def picture_transform(rows: Any) -> PictureTransform | None:
+    """The transform of a dataset that [`with_pixels`] made; None for any other dataset."""
+    if not isinstance(rows, Dataset):
+        return None
+    transform = rows.format["format_kwargs"].get("transform")
+    return transform if isinstance(transform, PictureTransform) else None

@@ -112,7 +112,8 @@ class DataArguments:
 class ArtGraphTrainingArguments(TrainingArguments):
     """`TrainingArguments` with two phases and the source's recipe.
 
-    New: `frozen_epochs` (5) and `frozen_learning_rate` (1e-3). Other defaults than those of `TrainingArguments`:
+    New: `frozen_epochs` (5), `frozen_learning_rate` (1e-3), `cache_frozen_features` (True) and `feature_cache_dir`.
+    Other defaults than those of `TrainingArguments`:
 
     - 35 epochs, batches of 32, learning rate 5e-5 without decay, weight decay 0.01: the recipe (AdamW's defaults);
     - evaluation, logging and a checkpoint each epoch; the best by `avg_macro_f1` is loaded at the end, two are kept;
@@ -131,6 +132,14 @@ class ArtGraphTrainingArguments(TrainingArguments):
         default=5, metadata={"help": "Epochs of the first phase: backbone frozen, only the heads learn."}
     )
     frozen_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the first phase."})
+
+    cache_frozen_features: bool = field(
+        default=True,
+        metadata={"help": "Compute the features of the frozen backbone once, and train the heads on them."},
+    )
+    feature_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where these features are kept; by default in the Hugging Face cache."}
+    )
 
     output_dir: str = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
     num_train_epochs: float = field(default=35, metadata={"help": "Epochs of both phases together."})

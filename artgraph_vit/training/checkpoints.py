@@ -1,43 +1,191 @@
-"""Which checkpoint a run starts from, decided before anything is loaded.
+"""Checkpoints that can be trusted: which one a run starts from, and whether it is whole.
 
-`resume_from_checkpoint` is a path, `last` (the newest in the output folder; it must exist) or `auto` (the same, or a
-fresh start if there is none). Without it, an output folder that holds checkpoints is another run's, and kept safe.
+A checkpoint is sealed when all of its files are on the disk: `checkpoint.json` lists them with size and SHA-256. A
+folder without it was not written to its end, and one that does not match it was damaged later; either is named, and
+the newest whole one is used.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import logging
 
 from ..errors import UserError
 
+logger = logging.get_logger(__name__)
 
-def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """The folder of the checkpoint to resume from, or None for a fresh start.
+SEAL = "checkpoint.json"
+
+
+def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | None:
+    """The checkpoint that a run starts from, decided by the main process before anything is loaded.
+
+    Args:
+        args (`TrainingArguments`).
+        wanted (`str` or `bool`, *optional*): a folder; `"last"` or `True` for the newest whole checkpoint in the
+            output folder, which must exist; `"auto"` for the same, or a fresh start if there is none.
+
+    Returns:
+        The folder, or None for a fresh start.
 
     Raises:
-        UserError: if the checkpoint asked for does not exist, or the output folder holds another run.
+        UserError: if the checkpoint asked for does not exist or is damaged, or if the output folder holds another run
+            or cannot be written to.
     """
-    wanted = args.resume_from_checkpoint
-    folder = str(args.output_dir)
-    newest = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if wanted in (None, False, "false", ""):
-        if newest is not None:
+    decided: list[Any] = [None]
+    if args.process_index == 0:
+        try:
+            decided = [_decide(Path(str(args.output_dir)), wanted)]
+        except UserError as error:  # so that all processes end with the same sentence, and none waits for another
+            decided = [error]
+    if args.world_size > 1:
+        broadcast_object_list(decided)
+    (checkpoint,) = decided
+    if isinstance(checkpoint, UserError):
+        raise checkpoint
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        raise UserError(
+            f"Process {args.process_index} does not see {checkpoint}: put output_dir on a disk that all machines "
+            "share, or pass --save_on_each_node true from the start."
+        )
+    return checkpoint
+
+
+def _decide(folder: Path, wanted: str | bool | None) -> str | None:
+    _refuse_read_only(folder)
+    if wanted in (None, False, "false", "", "auto"):
+        held = _checkpoints(folder)
+        if not held and (folder / "model.safetensors").exists():
+            raise UserError(f"{folder} already holds a finished model: choose another --output_dir.")
+        if wanted == "auto":
+            newest = _newest_whole(folder)
+            return None if newest is None else str(newest)
+        if held:
             raise UserError(
-                f"{args.output_dir} already holds a run ({Path(newest).name}): continue it with "
-                "--resume_from_checkpoint last, or choose another --output_dir."
+                f"{folder} already holds a run ({held[0].name}): continue it with --resume_from_checkpoint last, or "
+                "choose another --output_dir."
             )
         return None
-    if wanted == "auto":
-        return newest
     if wanted in (True, "true", "last"):
+        newest = _newest_whole(folder)
         if newest is None:
-            raise UserError(
-                f"{args.output_dir} holds no checkpoint to resume from; leave --resume_from_checkpoint out."
-            )
-        return newest
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise UserError(f"{wanted} is not a checkpoint of a run: it has no trainer_state.json.")
-    return str(wanted)
+            raise UserError(f"{folder} holds no whole checkpoint to resume from; leave --resume_from_checkpoint out.")
+        return str(newest)
+    checkpoint = Path(str(wanted))
+    if not (checkpoint / "trainer_state.json").is_file():
+        raise UserError(f"{checkpoint} is not a checkpoint of a run: it has no trainer_state.json.")
+    problem = damage(checkpoint)
+    if problem:
+        raise UserError(f"{checkpoint} is not whole: {problem}. Resume from another checkpoint.")
+    return str(checkpoint)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name.split("-")[1].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    for path in _checkpoints(folder):
+        problem = damage(path)
+        if problem is None:
+            return path
+        logger.warning("%s is not whole (%s) and is left out.", path, problem)
+    return None
+
+
+def seal(checkpoint: Path) -> None:
+    """Puts all files of a checkpoint on the disk, and then the list of them."""
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    unfinished = checkpoint / f"{SEAL}.part"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump({"files": files}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, checkpoint / SEAL)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return "it was not written to its end"
+    except (ValueError, KeyError, TypeError):
+        return f"its {SEAL} cannot be read"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                return f"{name} has changed since it was written"
+    return None
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Turns a disk that is full or broken into one sentence, and takes the half-written checkpoint away.
+
+    Raises:
+        UserError: names the folder, the cause and the checkpoint that is still there.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        if folder.name.startswith("checkpoint-"):
+            shutil.rmtree(folder, ignore_errors=True)
+        held = [path for path in _checkpoints(folder.parent) if path != folder and (path / SEAL).exists()]
+        last = (
+            f"{held[0].name} is whole: mend the disk and pass --resume_from_checkpoint last"
+            if held
+            else ("no checkpoint was written before it: mend the disk, or choose another --output_dir")
+        )
+        cause = " ".join(str(error).split())
+        raise UserError(f"{folder} could not be written ({cause}); {last}.") from error
+
+
+def _refuse_read_only(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another --output_dir.") from error
+
+
+def refuse_full_disk(args: TrainingArguments, model: PreTrainedModel) -> None:
+    """Looks whether one checkpoint finds room: the weights, and AdamW's two averages of each.
+
+    Raises:
+        UserError: says how much is free and how much is needed.
+    """
+    if not args.should_save or args.save_strategy == "no":
+        return
+    needed = sum(p.numel() * p.element_size() for p in model.parameters()) * (1 if args.save_only_model else 3)
+    free = shutil.disk_usage(str(args.output_dir)).free
+    if free < needed:
+        raise UserError(
+            f"{args.output_dir} has {free / 1e6:,.1f} MB free, and a checkpoint of this model needs "
+            f"{needed / 1e6:,.1f} MB: free some space, or choose another --output_dir."
+        )

@@ -1,16 +1,35 @@
 """What a person sees while training: one progress bar, and one short table an epoch.
 
-The bar names the phase, the epoch and the loss; the table has a line a task: train and validation loss, macro F1 on
-the validation split, and the task's weight 1/σ².
+The bar names the phase, the epoch, the loss of each task and the rows per second; the table has a line a task: train
+and validation loss, macro F1 on the validation split, and the task's weight 1/σ².
 """
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 from transformers import ProgressCallback
 
 
 class EpochTable(ProgressCallback):
-    """Takes the place of `Trainer`'s progress bar, whose logs are one long line of JSON."""
+    """Takes the place of `Trainer`'s progress bar, whose logs are one long line of JSON.
+
+    Args:
+        running_losses (`Callable`): gives the loss of each task since the last log.
+        rows_a_step (`int`): by which steps become rows per second.
+    """
+
+    def __init__(self, running_losses: Callable[[], dict[str, float]], rows_a_step: int):
+        super().__init__()
+        self.running_losses = running_losses
+        self.rows_a_step = rows_a_step
+        self._next_losses = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.unit, self.training_bar.unit_scale = "row", self.rows_a_step
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         super().on_epoch_begin(args, state, control, **kwargs)
@@ -19,9 +38,15 @@ class EpochTable(ProgressCallback):
             phase = "heads" if epoch < args.frozen_epochs else "full"
             self.training_bar.set_description(f"phase {phase}, epoch {epoch + 1}/{args.num_train_epochs:g}")
 
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if self.training_bar is not None and time.monotonic() > self._next_losses:  # reading them makes a GPU wait
+            self._next_losses = time.monotonic() + 2
+            losses = {name: f"{loss:.3g}" for name, loss in self.running_losses().items()}
+            self.training_bar.set_postfix(losses, refresh=False)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        """Nothing: the table says it, and trackers have it."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         super().on_evaluate(args, state, control, **kwargs)

@@ -7,39 +7,38 @@ Notable:
   optimizer and schedule; epochs, steps, logs and checkpoints count on.
 - Evaluation keeps counters and sums, never all logits.
 Private methods of `Trainer` are overridden where it has no hook: `_prepare_for_training` and `_run_epoch` (phases),
-`_load_optimizer_and_scheduler` (a phase starts without the last one's), `_issue_warnings_after_load` (a tensor that
-was not loaded is an error). tests/training holds each against the installed version.
+`_load_optimizer_and_scheduler` (a phase starts without the last one's), `_save_checkpoint` (sealed before older ones
+go), `_load_best_model` (only if whole), `_issue_warnings_after_load` (a tensor that was not loaded is an error).
+tests/training holds each against the installed version.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import slice_tensors
-from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import EvalPrediction, ProgressCallback, Trainer
+from transformers.trainer_utils import rotate_checkpoints
 
+from ..data import ArtGraphCollator
+from ..errors import UserError
 from ..losses import join_task_losses
 from ..metrics import MultiTaskMetrics
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
+from .checkpoints import checkpoint_to_resume, damage, refuse_full_disk, saving, seal
+from .features import FeatureRows, frozen_features
+from .finite import FiniteLossCheck
 from .progress import EpochTable
+from .record import RunRecord
 
 HEADS, FULL = "heads", "full"
-
-
-class PhaseRecord(TrainerCallback, ExportableState):
-    """Writes into each checkpoint's trainer_state.json which phase its optimizer belongs to."""
-
-    def __init__(self, phase: str | None = None, frozen_epochs: int | None = None):
-        self.phase = phase
-        self.frozen_epochs = frozen_epochs
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"phase": self.phase, "frozen_epochs": self.frozen_epochs}, "attributes": {}}
 
 
 class ArtGraphTrainer(Trainer):
@@ -65,16 +64,47 @@ class ArtGraphTrainer(Trainer):
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs: start the script with `accelerate launch`, one process a GPU."
             )
-        self._record = PhaseRecord(frozen_epochs=args.frozen_epochs)
-        kwargs["callbacks"] = [self._record, *(kwargs.get("callbacks") or [])]
+        if isinstance(kwargs.get("data_collator"), ArtGraphCollator):
+            kwargs["data_collator"] = dataclasses.replace(kwargs["data_collator"], with_names=True)
+        self._record = RunRecord()
+        self._finite = FiniteLossCheck(model)
+        kwargs["callbacks"] = [self._record, self._finite, *(kwargs.get("callbacks") or [])]
         super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
         self.config: Any = model.config
         if self.pop_callback(ProgressCallback):
-            self.add_callback(EpochTable)
+            self.add_callback(EpochTable(self.running_losses, self.get_total_train_batch_size(args)))
         tasks = model.config.tasks
         self._metrics = MultiTaskMetrics(tasks, model.config.thresholds)
         self._eval_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # numerators and denominators
         self._train_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # since the last log, as above
+        self._features: dict[str, FeatureRows | None] = {}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """As in `Trainer`, but sure of its checkpoints.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a folder, `"last"` or `True` for the newest whole
+                checkpoint in the output folder, or `"auto"` for the same or else a fresh start.
+
+        Raises:
+            UserError: if the checkpoint is damaged or another run's, or the output folder is another run's or full.
+        """
+        checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
+        self._record.frozen_epochs = self.args.frozen_epochs
+        self._record.train_rows = self._train_rows
+        self._record.global_batch_size = self.get_total_train_batch_size(self.args)
+        self._record.processes = self.args.world_size
+        self._resumed = RunRecord.read(checkpoint) if checkpoint is not None else RunRecord()
+        if checkpoint is not None:
+            self._record.refuse_other(self._resumed, checkpoint)
+            self._refuse_other_tasks(checkpoint)
+        refuse_full_disk(self.args, self.model)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    @property
+    def _train_rows(self) -> int:
+        rows: Any = self.train_dataset
+        return len(rows)
 
     # ---- phases ----
 
@@ -108,21 +138,41 @@ class ArtGraphTrainer(Trainer):
         else:
             self.model.unfreeze_backbone()
 
-    def _run_epoch(self, model, epoch, train_dataloader, **kwargs):
+    def _run_epoch(self, model, epoch, train_dataloader, resume_from_checkpoint, epochs_trained, **kwargs):
         if self._phase_of(epoch) != self.phase:
             self._prepare_for_training(self.state.max_steps, train_dataloader, None)
-        super()._run_epoch(model=self.model_wrapped, epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+        if resume_from_checkpoint is not None and epoch == epochs_trained:
+            self._restore_unlogged(self._resumed.unlogged)
+        if self.phase == HEADS and self.args.cache_frozen_features:
+            if "train" not in self._features:
+                self._features["train"] = frozen_features(self, self.train_dataset)
+                self._features["eval"] = frozen_features(self, self.eval_dataset)
+            if self._features["train"] is not None:
+                train_dataloader = self._feature_dataloader(self._features["train"])
+        super()._run_epoch(
+            model=self.model_wrapped,
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            resume_from_checkpoint=resume_from_checkpoint,
+            epochs_trained=epochs_trained,
+            **kwargs,
+        )
+
+    def _feature_dataloader(self, rows: FeatureRows) -> torch.utils.data.DataLoader:
+        """The rows in the order of the pictures; without workers, since nothing is decoded."""
+        return self.accelerator.prepare(
+            torch.utils.data.DataLoader(
+                rows,
+                batch_size=self._train_batch_size,
+                sampler=self._get_train_sampler(rows),
+                collate_fn=self.data_collator,
+                drop_last=self.args.dataloader_drop_last,
+            )
+        )
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        if checkpoint is None:
-            return
-        saved = self.state.stateful_callbacks.get(type(self._record).__name__, {}).get("args", {})
-        if saved.get("frozen_epochs") != self.args.frozen_epochs:
-            raise ValueError(
-                f"{checkpoint} was made with frozen_epochs={saved.get('frozen_epochs')}, and this run has "
-                f"{self.args.frozen_epochs}: resume with the same value."
-            )
-        if saved["phase"] == self.phase:  # else it is the last of phase `heads`, and `full` has its own optimizer
+        # Where the phases differ, the checkpoint is the last of phase `heads`, and `full` has its own optimizer.
+        if checkpoint is not None and self._resumed.phase == self.phase:
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def get_decay_parameter_names(self, model) -> list[str]:
@@ -157,11 +207,13 @@ class ArtGraphTrainer(Trainer):
         It repeats rows of the epoch's start. Where all of a process's rows are such, one stays, for a process must
         take part in the step, but with its labels unknown.
         """
-        rows = len(batches[-1]["pixel_values"])
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        rows = len(next(iter(batches[-1]["labels"].values())))
+        # Not accelerate's `remainder`, which the loader of a resumed epoch does not know.
+        remainder = self._train_rows % (self._train_batch_size * self.accelerator.num_processes)
+        is_last = self.accelerator.gradient_state.end_of_dataloader
+        if self.accelerator.num_processes == 1 or not is_last or remainder == 0 or self.args.dataloader_drop_last:
             return rows
-        own = min(max(state.remainder - rows * self.accelerator.process_index, 0), rows)
+        own = min(max(remainder - self._train_batch_size * self.accelerator.process_index, 0), rows)
         batches[-1] = slice_tensors(batches[-1], slice(max(own, 1)))
         if own == 0:
             for labels in batches[-1]["labels"].values():
@@ -173,27 +225,37 @@ class ArtGraphTrainer(Trainer):
 
         `num_items_in_batch` is what `get_batch_samples` returned: the step's denominators, `(T,)`.
         """
+        names = inputs.pop("names", None)
         own = num_items_in_batch / self.accelerator.num_processes
         micro_batches = self.current_gradient_accumulation_steps
         outputs = model(**inputs, denominators=own, log_term_share=1 / micro_batches)
+        self._finite.add(outputs, inputs["labels"], names)
         losses = torch.stack(list(outputs.task_losses.values()))
         self._train_sums = self._train_sums.to(losses.device)
         self._train_sums[0] += losses * own
         self._train_sums[1] += own / micro_batches
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def running_losses(self) -> dict[str, float]:
+        """The loss of each task since the last log, over the known rows of this process."""
+        return self._means(self._train_sums)
+
+    def _means(self, sums: torch.Tensor) -> dict[str, float]:
+        numerators, denominators = sums.tolist()
+        return {
+            task.name: numerator / denominator
+            for task, numerator, denominator in zip(self.config.tasks, numerators, denominators, strict=True)
+            if denominator > 0
+        }
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss of each task since the last log, and its weight 1/σ², to the logs of training."""
         if "loss" in logs and "learning_rate" in logs:
-            numerators, denominators = self.accelerator.reduce(self._train_sums, reduction="sum").tolist()
+            losses = self._means(self.accelerator.reduce(self._train_sums, reduction="sum"))
             self._train_sums = torch.zeros_like(self._train_sums)
             weights = torch.exp(-self.model.log_variances.detach().double()).tolist()
-            for task, numerator, denominator, weight in zip(
-                self.config.tasks, numerators, denominators, weights, strict=True
-            ):
-                if denominator > 0:
-                    logs[f"{task.name}_loss"] = numerator / denominator
-                logs[f"{task.name}_weight"] = weight
+            logs |= {f"{name}_loss": loss for name, loss in losses.items()}
+            logs |= {f"{task.name}_weight": weight for task, weight in zip(self.config.tasks, weights, strict=True)}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs) -> int:
@@ -203,24 +265,26 @@ class ArtGraphTrainer(Trainer):
     # ---- evaluation ----
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """Each dataset by its own rows: with persistent workers `Trainer` keeps one loader for every dataset that it is
+        """Each dataset by its own rows: with persistent workers `Trainer` keeps one loader for all datasets that it is
         handed, and would evaluate the test split on the rows of the validation split.
         """
         if eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset:
             return super().get_eval_dataloader(eval_dataset)
         return self.get_test_dataloader(eval_dataset)
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, eval_dataset=None, *args, **kwargs) -> dict[str, float]:
         """As in `Trainer`, but it leaves the random state of training alone: evaluating more often changes nothing."""
+        if eval_dataset is None and self.is_in_train and self.phase == HEADS:
+            eval_dataset = self._features.get("eval")
         with torch.random.fork_rng(devices=[]):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits and labels of a batch; the loss is made of sums in the end, not of a mean of batch means."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(pixel_values=inputs["pixel_values"]).logits
+            logits = model(pixel_values=inputs.get("pixel_values"), pooled=inputs.get("pooled")).logits
         return None, logits, labels
 
     def _add_to_evaluation(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -251,9 +315,66 @@ class ArtGraphTrainer(Trainer):
 
     # ---- checkpoints ----
 
+    def _save_checkpoint(self, model, trial):
+        """Writes a checkpoint, seals it, and only then lets `Trainer` delete older ones."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self._record.unlogged = self._unlogged()
+        if self.args.should_save and folder.exists():  # of a run that was killed: nothing of it may stay
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with saving(folder):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and nothing reads it
+                    seal(folder)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _unlogged(self) -> dict[str, Any]:
+        """What was summed up since the last log, over all processes; a resumed run goes on from there."""
+        loss = self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item()
+        sums = self.accelerator.reduce(self._train_sums, reduction="sum").tolist()
+        return {"loss": loss, "task_sums": sums, "last_logged_step": self._globalstep_last_logged}
+
+    def _restore_unlogged(self, unlogged: dict[str, Any] | None) -> None:
+        if unlogged is None:
+            return
+        self._tr_loss += unlogged["loss"]
+        self._globalstep_last_logged = unlogged["last_logged_step"]
+        if self.args.process_index == 0:  # the sums are over all processes, and will be summed up again
+            self._train_sums = self._train_sums + torch.tensor(unlogged["task_sums"], dtype=torch.float64)
+
+    def _load_best_model(self) -> None:
+        problem = damage(Path(str(self.state.best_model_checkpoint)))
+        if problem:
+            raise UserError(
+                f"The best checkpoint, {self.state.best_model_checkpoint}, is not whole: {problem}. Training is "
+                "complete: pass --load_best_model_at_end false --resume_from_checkpoint last to keep its last state."
+            )
+        super()._load_best_model()
+
+    def _refuse_other_tasks(self, checkpoint: str) -> None:
+        saved = type(self.config).from_pretrained(checkpoint)
+        if saved.tasks != self.config.tasks:
+            differing = [task.name for task in self.config.tasks if task not in saved.tasks]
+            raise UserError(
+                f"{checkpoint} was made for other tasks or labels than this run's ({', '.join(differing) or 'fewer'} "
+                "differ): resume with the same data and options, or start anew in another output_dir."
+            )
+
     def _issue_warnings_after_load(self, load_result) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
-            raise ValueError(
+            raise UserError(
                 "The checkpoint does not hold exactly the model's tensors: "
                 f"{len(load_result.missing_keys)} missing ({', '.join(load_result.missing_keys[:3])}), "
                 f"{len(load_result.unexpected_keys)} unexpected ({', '.join(load_result.unexpected_keys[:3])}). "

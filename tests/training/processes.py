@@ -10,15 +10,17 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).with_name("tiny.py")
 
 
-def run_tiny(*arguments: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    """Runs tiny.py on that many CPU processes."""
+def run_tiny(
+    *arguments: object, processes: int = 1, check: bool = True, script: Path = SCRIPT, **options
+) -> subprocess.CompletedProcess:
+    """Runs tiny.py, or another script, on that many CPU processes."""
     launcher = [sys.executable]
     if processes > 1:
         # A free port of its own: two tests at a time must not meet.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, str(SCRIPT), *map(str, arguments)]
+    command = [*launcher, str(script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

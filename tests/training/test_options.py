@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from artgraph_vit.errors import UserError
 from artgraph_vit.reporting.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
-from artgraph_vit.training.checkpoints import checkpoint_to_resume
 from artgraph_vit.training.options import parse_options
 
 CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
@@ -110,32 +108,3 @@ def test_help_groups_the_options_and_explains_them(capsys):
     for group, option in (("model:", "--backbone"), ("data:", "--min_count"), ("training:", "--frozen_epochs")):
         assert text.index(group) < text.index(f"  {option}")
     assert "Epochs of the first phase" in " ".join(text.split())
-
-
-class TestResume:
-    @pytest.fixture
-    def args(self, tmp_path):
-        return lambda resume=None: ArtGraphTrainingArguments(
-            output_dir=str(tmp_path), resume_from_checkpoint=resume, use_cpu=True
-        )
-
-    def test_an_empty_folder_starts_afresh(self, args):
-        assert checkpoint_to_resume(args()) is None
-        assert checkpoint_to_resume(args("auto")) is None
-        with pytest.raises(UserError, match="holds no checkpoint"):
-            checkpoint_to_resume(args("last"))
-
-    def test_a_folder_with_a_run_is_not_written_over(self, args, tmp_path):
-        for step in (9, 10):
-            (tmp_path / f"checkpoint-{step}").mkdir()
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-        with pytest.raises(UserError, match="already holds a run"):
-            checkpoint_to_resume(args())
-        newest = str(tmp_path / "checkpoint-10")
-        assert checkpoint_to_resume(args("last")) == newest
-        assert checkpoint_to_resume(args("auto")) == newest
-        assert checkpoint_to_resume(args(str(tmp_path / "checkpoint-9"))).endswith("checkpoint-9")
-
-    def test_a_path_that_is_no_checkpoint_is_refused(self, args, tmp_path):
-        with pytest.raises(UserError, match="is not a checkpoint"):
-            checkpoint_to_resume(args(str(tmp_path / "nowhere")))

@@ -1,6 +1,6 @@
 """A tiny two-phase training run on random pictures; run as a script, it is the process that tests start and kill.
 
-python tiny.py OUTPUT_DIR [--kill-at STEP] [--seed N] [--resume] [option=value ...]
+python tiny.py OUTPUT_DIR [--kill-at STEP] [--kill-in-save STEP:STAGE] [--model-seed N] [--resume WHAT] [option=value]
 
 It leaves the final weights in OUTPUT_DIR/final-RANK.safetensors and what the log said in trainer_state.json.
 """
@@ -17,6 +17,7 @@ from transformers import TrainerCallback, ViTConfig, set_seed
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
 from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.training import trainer as trainer_module
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
@@ -66,7 +67,41 @@ class KillAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_save(trainer: ArtGraphTrainer, step: int, stage: str) -> None:
+    """Ends the process while the checkpoint of a step is being written: when its `weights` are there, when the file of
+    the optimizer is `torn`, or when all files are there but the list of them (`unsealed`).
+    """
+
+    def instead(owner, name: str, do) -> None:
+        original = getattr(owner, name)
+
+        def patched(*args, **kwargs):
+            if trainer.state.global_step == step:
+                do(original, *args, **kwargs)
+                kill()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, patched)
+
+    def tear(original, folder) -> None:
+        original(folder)
+        path = Path(folder) / "optimizer.pt"
+        os.truncate(path, path.stat().st_size // 2)
+
+    if stage == "weights":
+        instead(trainer, "_save_optimizer_and_scheduler", lambda original, *args: None)
+    elif stage == "torn":
+        instead(trainer, "_save_optimizer_and_scheduler", tear)
+    else:
+        assert stage == "unsealed"
+        instead(trainer_module, "seal", lambda original, *args: None)
 
 
 def tiny_model(seed: int = 0, **config) -> ArtGraphViTForImageClassification:
@@ -106,14 +141,21 @@ def main() -> None:
     parser.add_argument("options", nargs="*")
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--model-seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--kill-in-save", help="STEP:STAGE")
+    parser.add_argument("--kill-process", type=int, default=0)
+    parser.add_argument("--resume")
     given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     options = {name: json.loads(value) for name, value in (option.split("=", 1) for option in given.options)}
-    callbacks = [KillAt(given.kill_at)] if given.kill_at is not None else []
     set_seed(42)
-    trainer = tiny_trainer(given.output_dir, given.model_seed, callbacks, **options)
-    trainer.train(resume_from_checkpoint=given.resume or None)
+    trainer = tiny_trainer(given.output_dir, given.model_seed, **options)
+    if given.kill_process == trainer.args.process_index:
+        if given.kill_at is not None:
+            trainer.add_callback(KillAt(given.kill_at))
+        if given.kill_in_save is not None:
+            step, stage = given.kill_in_save.split(":")
+            kill_in_save(trainer, int(step), stage)
+    trainer.train(resume_from_checkpoint=given.resume)
     metrics = trainer.evaluate()
     trainer.save_state()
     (given.output_dir / f"world-size-{trainer.args.world_size}").touch()

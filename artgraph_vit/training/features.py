@@ -1,0 +1,137 @@
+"""Features of the frozen backbone, computed once: phase `heads` trains on them instead of on pictures.
+
+With a backbone in eval mode and no augmentation a picture's pooled vector never changes, so E epochs need one pass of
+the backbone instead of E. The vectors lie in one float32 file, memory-mapped and keyed by all that they depend on;
+all processes compute their share of it, and a later run finds it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, config
+from tqdm.auto import tqdm
+
+from ..data.batches import PictureTransform, picture_transform
+from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+
+if TYPE_CHECKING:
+    from .trainer import ArtGraphTrainer
+
+
+class FeatureRows(torch.utils.data.Dataset):
+    """Rows of a dataset with `pooled`, a float `(hidden,)`, in place of the picture.
+
+    Args:
+        rows (`Dataset`): encoded rows; their pictures are not read.
+        features (`np.ndarray` of shape `(rows, hidden)`): of the same rows in the same order.
+    """
+
+    def __init__(self, rows: Dataset, features: np.ndarray):
+        columns = [name for name in rows.column_names if name != "image"]
+        self.rows = rows.with_format(None).select_columns(columns)
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        vectors = torch.from_numpy(self.features[indices])  # (B, hidden)
+        columns = self.rows[list(indices)]
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return [{"pooled": vector, **row} for vector, row in zip(vectors, rows, strict=True)]
+
+
+def frozen_features(trainer: ArtGraphTrainer, pictures: Any) -> FeatureRows | None:
+    """The features of a dataset under a trainer's model; computed, unless they are on disk already.
+
+    Args:
+        trainer ([`ArtGraphTrainer`]): in phase `heads`, its model prepared.
+        pictures: the dataset.
+
+    Returns:
+        The rows, or None if the dataset is not one of `with_pixels`, of which alone it is known that a picture always
+        gives the same pixels.
+    """
+    transform = picture_transform(pictures)
+    if transform is None:
+        return None
+    folder = Path(trainer.args.feature_cache_dir or Path(config.HF_CACHE_HOME) / "artgraph_vit" / "features")
+    key = [_key(trainer, pictures, transform) if trainer.is_world_process_zero() else ""]
+    if trainer.args.world_size > 1:
+        broadcast_object_list(key)
+    path = folder.expanduser() / f"{key[0]}.npy"
+    is_here = torch.tensor(path.is_file(), dtype=torch.int64, device=trainer.args.device)
+    if trainer.accelerator.reduce(is_here, "sum") < trainer.args.world_size:  # some machine lacks it
+        _compute(trainer, pictures, path)
+    return FeatureRows(pictures, np.load(path, mmap_mode="r"))
+
+
+@torch.no_grad()
+def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path) -> None:
+    """One pass over the pictures; one process a machine writes."""
+    model: Any = trainer.model
+    unfinished = path.with_suffix(f".part-{os.getpid()}")
+    writes = trainer.is_local_process_zero()
+    if writes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (len(pictures), model.config.hidden_size)
+        file = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+    done = 0
+    was_training = model.training
+    model.eval()
+    bar = tqdm(
+        total=len(pictures),
+        desc="Features of the frozen backbone",
+        unit="picture",
+        disable=trainer.args.disable_tqdm or not trainer.is_world_process_zero(),
+    )
+    with bar, torch.random.fork_rng(devices=[]):  # training draws what it draws without this pass
+        for batch in trainer.get_test_dataloader(pictures):
+            with trainer.compute_loss_context_manager():
+                pooled = model(pixel_values=batch["pixel_values"].to(trainer.args.device)).pooled
+            pooled = trainer.accelerator.gather_for_metrics(pooled.float())  # in the order of the rows, no padding
+            if writes:
+                file[done : done + len(pooled)] = pooled.cpu().numpy()
+            done += len(pooled)
+            bar.update(len(pooled))
+    model.train(was_training)
+    if done != len(pictures):
+        raise RuntimeError(f"{done} features came of {len(pictures)} pictures; this is a mistake in artgraph_vit.")
+    if writes:
+        file.flush()
+        del file
+        os.replace(unfinished, path)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _key(trainer: ArtGraphTrainer, pictures: Dataset, transform: PictureTransform) -> str:
+    """A hash of the backbone's weights, the image processor, the precision and the pictures."""
+    model: ArtGraphViTForImageClassification = trainer.model
+    backbone_config: Any = model.config.backbone_config
+    digest = hashlib.sha256()
+    processor = transform.image_processor.to_json_string()
+    precision = [trainer.accelerator.mixed_precision, model.config.pooling, torch.__version__]
+    digest.update(json.dumps([backbone_config.to_dict(), processor, precision], default=str).encode())
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for row in pictures.with_format(None).select_columns(["image"]):
+        image = row["image"]
+        if image["bytes"] is not None:
+            digest.update(hashlib.sha256(image["bytes"]).digest())
+        else:
+            stat = os.stat(image["path"])
+            digest.update(f"{image['path']}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]

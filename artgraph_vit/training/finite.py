@@ -1,0 +1,84 @@
+"""`FiniteLossCheck`: a loss that is not finite stops training before it reaches the weights, and names its rows.
+
+Whether a loss is finite is known on the GPU only when the forward pass is over. The answer is asked for after the
+backward pass was handed over, so the GPU has work while the process waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..errors import UserError
+from ..modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
+
+
+class _MicroBatch(NamedTuple):
+    is_finite: Tensor  # bool, on the CPU
+    is_ready: torch.cuda.Event | None  # when `is_finite` can be read
+    logits: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
+    names: Sequence[str] | None
+
+
+class FiniteLossCheck(TrainerCallback):
+    """Looks at the losses of a step before its optimizer step.
+
+    Args:
+        model ([`ArtGraphViTForImageClassification`]): finds the rows that are to blame.
+    """
+
+    def __init__(self, model: ArtGraphViTForImageClassification):
+        self.model = model
+        self._micro_batches: list[_MicroBatch] = []
+
+    def add(self, output: ArtGraphViTOutput, labels: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
+        """Takes note of a micro-batch of the step that is under way."""
+        assert output.loss is not None  # it was made with labels
+        assert output.task_losses is not None
+        assert output.logits is not None
+        losses = torch.stack([output.loss.detach(), *output.task_losses.values()])
+        is_finite, is_ready = torch.isfinite(losses).all(), None
+        if is_finite.is_cuda:
+            is_finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
+            is_ready = torch.cuda.Event()
+            is_ready.record()
+        logits = {name: values.detach() for name, values in output.logits.items()}
+        self._micro_batches.append(_MicroBatch(is_finite, is_ready, logits, labels, names))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        for batch in self._micro_batches:
+            if batch.is_ready is not None:
+                batch.is_ready.synchronize()
+            if not batch.is_finite:
+                raise UserError(self._describe(batch, state.global_step + 1, args.process_index))
+        self._micro_batches.clear()
+
+    @torch.no_grad()
+    def _describe(self, batch: _MicroBatch, step: int, process: int) -> str:
+        rows = len(next(iter(batch.labels.values())))
+        losses = torch.stack(  # (rows, tasks)
+            [self.model.loss_numerators(_row(batch.logits, row), _row(batch.labels, row)) for row in range(rows)]
+        )
+        where = f"Step {step}" + (f", process {process}" if process else "")
+        stopped = "Training stopped before the weights changed; nothing that was saved is lost."
+        bad = ~torch.isfinite(losses)
+        if not bad.any():
+            return f"{where}: the joined loss is not finite, though each row's loss is: lower learning_rate. {stopped}"
+        tasks = [
+            task.name for task, is_bad in zip(self.model.config.tasks, bad.any(0).tolist(), strict=True) if is_bad
+        ]
+        values = sorted({str(value) for value in losses[bad].tolist()})
+        bad_rows = bad.any(1).nonzero().flatten().tolist()
+        named = [repr(batch.names[row]) if batch.names else f"row {row} of its batch" for row in bad_rows]
+        listed = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+        hint = "look at these pictures" if len(bad_rows) < rows else "all rows of the batch: lower learning_rate"
+        return f"{where}: the loss of {', '.join(tasks)} is {'/'.join(values)}, from {listed} ({hint}). {stopped}"
+
+
+def _row(values: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    return {name: value[row : row + 1] for name, value in values.items()}

@@ -1,0 +1,209 @@
+"""Which checkpoint a run starts from: whole ones only, and never another run's."""
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from artgraph_vit import ArtGraphViTForImageClassification
+from artgraph_vit.errors import UserError
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments
+from artgraph_vit.training.checkpoints import checkpoint_to_resume, damage, seal
+
+from .processes import run_tiny
+from .tiny import RandomArtworks, tiny_trainer
+
+
+def write_checkpoint(folder: Path, step: int, is_sealed: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_bytes(b"weights" * 100)
+    if is_sealed:
+        seal(checkpoint)
+    return checkpoint
+
+
+@pytest.fixture
+def resume(tmp_path):
+    args = ArtGraphTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    return lambda wanted: checkpoint_to_resume(args, wanted)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of 4 epochs of 4 steps, 2 of them frozen."""
+    folder = tmp_path_factory.mktemp("finished")
+    tiny_trainer(folder).train()
+    return folder
+
+
+def test_an_empty_folder_starts_afresh(resume):
+    assert resume(None) is None
+    assert resume("auto") is None
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        resume("last")
+
+
+def test_a_folder_with_a_run_is_not_written_over(resume, tmp_path):
+    older, newest = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
+    with pytest.raises(UserError, match="already holds a run"):
+        resume(None)
+    assert resume("last") == resume("auto") == resume(True) == str(newest)
+    assert resume(str(older)) == str(older)
+
+
+def test_a_finished_model_without_checkpoints_is_not_written_over(resume, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for wanted in (None, "auto"):
+        with pytest.raises(UserError, match="already holds a finished model"):
+            resume(wanted)
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(resume, tmp_path):
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        resume(str(tmp_path / "nowhere"))
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[300] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda path: (path / "checkpoint.json").unlink(), "it was not written to its end"),
+        (lambda path: (path / "checkpoint.json").write_text("{"), "its checkpoint.json cannot be read"),
+        (lambda path: (path / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+        (lambda path: os.truncate(path / "model.safetensors", 300), "model.safetensors has 300 bytes instead of 700"),
+        (flip_a_bit, "model.safetensors has changed since it was written"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(resume, tmp_path, caplog, harm, reason):
+    whole, harmed = write_checkpoint(tmp_path, 4), write_checkpoint(tmp_path, 8)
+    assert damage(harmed) is None
+    harm(harmed)
+    assert damage(harmed) == reason
+    assert resume("last") == str(whole)
+    assert "checkpoint-8 is not whole" in caplog.text
+    assert reason in caplog.text
+    with pytest.raises(UserError, match=r"checkpoint-8 is not (whole|a checkpoint)"):
+        resume(str(harmed))
+
+
+def test_every_file_of_a_real_checkpoint_is_sealed(finished):
+    for checkpoint in finished.glob("checkpoint-*"):
+        sealed = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
+        there = {path.name for path in checkpoint.iterdir()}
+        assert set(sealed) == there - {"checkpoint.json"}
+        assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= there
+        assert "training_args.bin" not in there
+
+
+def test_old_checkpoints_go_when_the_new_one_is_sealed(tmp_path):
+    trainer = tiny_trainer(tmp_path, save_total_limit=2)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint).name
+    kept = {"checkpoint-16", best} if best != "checkpoint-16" else {"checkpoint-16", "checkpoint-12"}
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == kept
+    assert trainer.args.save_total_limit == 2
+
+
+def test_a_run_resumes_only_what_is_its_own(finished, tmp_path):
+    checkpoint = str(finished / "checkpoint-8")
+    fewer = tiny_trainer(tmp_path)
+    fewer.train_dataset = RandomArtworks(49, seed=1)
+    with pytest.raises(UserError, match="made on 50 train artworks, and this run has 49"):
+        fewer.train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(UserError, match=r"made with 16 artworks a step, and this run has 32 on 1 process"):
+        tiny_trainer(tmp_path, gradient_accumulation_steps=2).train(resume_from_checkpoint=checkpoint)
+    turned = tiny_trainer(tmp_path)
+    turned.config.tasks = [task.with_labels(task.labels[::-1]) for task in turned.config.tasks]
+    with pytest.raises(UserError, match="other tasks or labels than this run's"):
+        turned.train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_checkpoint_of_plain_trainer_is_refused(finished, tmp_path):
+    checkpoint = tmp_path / "checkpoint-8"
+    shutil.copytree(finished / "checkpoint-8", checkpoint)
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    del state["stateful_callbacks"]["RunRecord"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    seal(checkpoint)
+    with pytest.raises(UserError, match="was not written by ArtGraphTrainer"):
+        tiny_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path):
+    """A learning rate that ruins the model in the last epochs: the best checkpoint is an early one."""
+    options = {"learning_rate": 0.5, "max_grad_norm": 0.0}
+    trainer = tiny_trainer(tmp_path, **options)
+    trainer.train()
+    best, last = Path(trainer.state.best_model_checkpoint), tmp_path / "checkpoint-16"
+    assert best != last
+    flip_a_bit(best)
+    with pytest.raises(UserError, match=r"The best checkpoint, .* is not whole: model.safetensors has changed"):
+        tiny_trainer(tmp_path, **options).train(resume_from_checkpoint=str(last))
+
+
+def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
+    checkpoint = tmp_path / "checkpoint-12"
+    shutil.copytree(finished / "checkpoint-12", checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    model = ArtGraphViTForImageClassification.from_pretrained(finished / "checkpoint-12")
+    model.save_pretrained(checkpoint, max_shard_size="20KB")
+    assert len(list(checkpoint.glob("model-*.safetensors"))) > 2
+    seal(checkpoint)
+    loaded = ArtGraphViTForImageClassification.from_pretrained(checkpoint)
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+    trainer = tiny_trainer(tmp_path / "resumed", seed=5, load_best_model_at_end=False)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    expected = load_file(finished / "checkpoint-16" / "model.safetensors")
+    assert all(torch.equal(trainer.model.state_dict()[name], tensor) for name, tensor in expected.items())
+
+    index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
+    shard = checkpoint / index["weight_map"]["heads.artist.bias"]
+    shard.unlink()
+    seal(checkpoint)
+    with pytest.raises((UserError, OSError)):
+        tiny_trainer(tmp_path / "lacking").train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize("where", ["file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, where):
+    (tmp_path / "file").write_text("not a folder")
+    args = ArtGraphTrainingArguments(output_dir=str(tmp_path / where), use_cpu=True)
+    with pytest.raises(UserError, match=r"run cannot be written to \(.*\): choose another --output_dir"):
+        checkpoint_to_resume(args, None)
+
+
+def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
+    with pytest.raises(UserError, match=r"has 0.0 MB free, and a checkpoint of this model needs 0\.\d MB"):
+        tiny_trainer(tmp_path).train()
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))  # the optimizer of phase full is larger
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_saved(tmp_path):
+    """The system refuses to let a file grow, as it does on a full disk, at the first checkpoint of phase full."""
+    failed = run_tiny(tmp_path, "load_best_model_at_end=false", check=False, preexec_fn=limit_file_size)
+    assert failed.returncode == 1
+    sentence = failed.stderr.strip().splitlines()[-1]
+    assert "checkpoint-12 could not be written" in sentence
+    assert "checkpoint-8 is whole: mend the disk and pass --resume_from_checkpoint last" in sentence
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    assert all(damage(path) is None for path in tmp_path.glob("checkpoint-*"))
+    run_tiny(tmp_path, "--resume", "last", "load_best_model_at_end=false")
+    assert damage(tmp_path / "checkpoint-16") is None
