@@ -61,6 +61,7 @@ def main() -> None:
         path = write_results(results, evaluation.results_dir)
         print(results_table(results, [task.name for task in tasks]))
         print(f"\nThe same figures are in {path}.")
+    trainer.accelerator.end_training()  # all processes leave together
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         print(results_table(results, [task.name for task in tasks]))
         print(f"\nEverything is in {args.output_dir}: start with README.md (the model card) and figures/.")
+    trainer.accelerator.end_training()  # all processes leave together
 
 
 if __name__ == "__main__":

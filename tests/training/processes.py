@@ -19,7 +19,7 @@ def run_tiny(
         # A free port of its own: two tests at a time must not meet.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*launcher, str(script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done

@@ -162,6 +162,7 @@ def main() -> None:
     weights = {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}
     save_file(weights, given.output_dir / f"final-{trainer.args.process_index}.safetensors")
     (given.output_dir / f"metrics-{trainer.args.process_index}.json").write_text(json.dumps(metrics))
+    trainer.accelerator.end_training()  # all leave together
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""One optimizer step of the real trainer in float64, whose gradient is recorded; and an evaluation of odd sizes.
+
+python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION ...]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments
+from artgraph_vit.training.trainer import ArtGraphTrainer
+from tests.training.tiny import TASKS, RandomArtworks, tiny_model
+
+EVAL_SIZES = (1, 3, 7, 21, 40)
+
+
+class UnevenArtworks(RandomArtworks):
+    """The first half knows no tags, and the first quarter almost no artists: some processes have no known row."""
+
+    def __init__(self, rows: int, seed: int):
+        super().__init__(rows, seed)
+        for index, row in enumerate(self.rows):
+            row["pixel_values"] = row["pixel_values"].double()
+            if index < rows // 2:
+                row["tags"] = None
+            if index < rows // 4 and index:
+                row["artist"] = None
+
+
+class InOrder(ArtGraphTrainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
+class KeepGradients(TrainerCallback):
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        gradients = {
+            name.removeprefix("module."): parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad  # one without a gradient is an error here
+        }
+        save_file(gradients, self.path.with_name(f"{self.path.name}-{state.global_step}.safetensors"))
+
+
+def build_trainer(folder: Path, rows: int, accumulation: int) -> ArtGraphTrainer:
+    args = ArtGraphTrainingArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=1,
+        frozen_epochs=0,
+        max_grad_norm=0.0,
+        learning_rate=1e-3,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    args.per_device_train_batch_size = rows // accumulation // args.world_size
+    model = tiny_model(seed=0, head_dropout=0.0).double()
+    model.set_class_weights({"artist": torch.tensor([0.3, 5.0, 1.0]), "genre": torch.tensor([0.7, 1.9])})
+    with torch.no_grad():
+        model.log_variances.copy_(torch.tensor([0.4, -0.6, 0.2]))
+    return InOrder(
+        model=model,
+        args=args,
+        data_collator=ArtGraphCollator(TASKS),
+        train_dataset=UnevenArtworks(rows + rows // 2, seed=1),  # the second step has half the rows
+        callbacks=[KeepGradients(folder / f"gradients-{args.process_index}-{accumulation}")],
+    )
+
+
+def main() -> None:
+    folder, rows = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    for accumulation in map(int, sys.argv[3:]):
+        build_trainer(folder, rows, accumulation).train()
+
+    trainer = build_trainer(folder, rows, 1)
+    metrics = {}
+    for size in EVAL_SIZES:
+        for batch in (1, 4, 5):
+            trainer.args.per_device_eval_batch_size = batch
+            metrics[f"{size}/{batch}"] = trainer.evaluate(UnevenArtworks(size, seed=size))
+    (folder / f"metrics-{trainer.args.process_index}.json").write_text(json.dumps(metrics))
+    (folder / f"world-size-{trainer.args.world_size}").touch()
+    trainer.accelerator.end_training()  # all leave together
+
+
+if __name__ == "__main__":
+    main()

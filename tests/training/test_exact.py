@@ -1,0 +1,97 @@
+"""The gradient of a step and the figures of an evaluation do not depend on the division of their rows, in float64."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from artgraph_vit.data import ArtGraphCollator
+
+from .exact import EVAL_SIZES, UnevenArtworks
+from .processes import run_tiny
+from .tiny import TASKS, tiny_model
+
+SCRIPT = Path(__file__).with_name("exact.py")
+ROWS = 64
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[int, Path]:
+    """By the number of processes: the gradients of two steps at accumulation 1, 4 and 16, and the evaluations."""
+    folders = {}
+    for processes in (1, 2, 3, 4):
+        folder = folders[processes] = tmp_path_factory.mktemp(f"processes-{processes}")
+        accumulations = () if processes == 3 else (1, 4, 16)  # 64 rows do not divide by 3: it only evaluates
+        run_tiny(folder, ROWS, *accumulations, processes=processes, script=SCRIPT)
+        assert (folder / f"world-size-{processes}").exists()
+    return folders
+
+
+def closed_form_gradients() -> dict[str, torch.Tensor]:
+    """Of the joined loss of all rows of the first step at once, written out without the library's losses."""
+    model = tiny_model(seed=0, head_dropout=0.0).double()
+    with torch.no_grad():
+        model.log_variances.copy_(torch.tensor([0.4, -0.6, 0.2]))
+    rows = UnevenArtworks(ROWS + ROWS // 2, seed=1).rows[:ROWS]
+    batch = ArtGraphCollator(TASKS)(rows)
+    logits, labels = model(batch["pixel_values"]).logits, batch["labels"]
+    losses = []
+    for name, weights in (("artist", [0.3, 5.0, 1.0]), ("genre", [0.7, 1.9])):
+        known = labels[name] >= 0
+        weight = torch.tensor(weights, dtype=torch.float32).double()[labels[name][known]]
+        chosen = torch.log_softmax(logits[name][known], -1)[torch.arange(int(known.sum())), labels[name][known]]
+        losses.append(-(weight * chosen).sum() / weight.sum())
+    known = labels["tags"][:, 0] >= 0
+    p, y = torch.sigmoid(logits["tags"][known]), labels["tags"][known].double()
+    losses.append(-(y * p.log() + (1 - y) * (1 - p).log()).mean())
+    sigma = torch.exp(model.log_variances / 2)
+    total = sum(loss / (s**2 + 1e-8) + torch.log(s + 1e-8) for loss, s in zip(losses, sigma, strict=True))
+    total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def relative_error(actual: dict, expected: dict) -> float:
+    assert actual.keys() == expected.keys()
+    squares = [((actual[name] - expected[name]) ** 2).sum() for name in expected]
+    return math.sqrt(sum(squares) / sum((tensor**2).sum() for tensor in expected.values()))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4, 16])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_steps_gradient_does_not_depend_on_the_division(runs, processes, accumulation):
+    whole, divided = runs[1], runs[processes]
+    for step in (0, 1):  # the second has half as many rows: 8 micro-batches of 16
+        expected = load_file(whole / f"gradients-0-1-{step}.safetensors")
+        for process in range(processes):
+            actual = load_file(divided / f"gradients-{process}-{accumulation}-{step}.safetensors")
+            assert relative_error(actual, expected) < 1e-12
+    assert relative_error(load_file(whole / "gradients-0-1-0.safetensors"), closed_form_gradients()) < 1e-12
+
+
+def test_half_of_the_processes_had_no_known_tags():
+    rows = UnevenArtworks(ROWS + ROWS // 2, seed=1).rows
+    assert all(row["tags"] is None for row in rows[: ROWS // 2])
+    assert any(row["tags"] for row in rows[ROWS // 2 :])
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_an_evaluation_counts_every_artwork_once(runs, processes):
+    """Sizes from 1 artwork on, with batches of 1, 4 and 5."""
+    (expected,), actual = _evaluations(runs[1], 1), _evaluations(runs[processes], processes)
+    assert set(expected) == {f"{size}/{batch}" for size in EVAL_SIZES for batch in (1, 4, 5)}
+    for of_process in actual:
+        for case, metrics in expected.items():
+            assert metrics["eval_genre_known_rows"] == int(case.split("/")[0])
+            for name, value in metrics.items():
+                if not name.endswith(("runtime", "per_second", "preparation_time")):
+                    assert of_process[case][name] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), (
+                        case,
+                        name,
+                    )
+
+
+def _evaluations(folder: Path, processes: int) -> list[dict]:
+    return [json.loads((folder / f"metrics-{process}.json").read_text()) for process in range(processes)]
