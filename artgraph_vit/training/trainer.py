@@ -127,7 +127,9 @@ class ArtGraphTrainer(Trainer):
     def _set_phase(self, phase: str) -> None:
         """Sets what learns, and takes off the wrapping, which knows the parameters that learned so far."""
         self._record.phase = phase
-        self.model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        self.model = self.accelerator.unwrap_model(
+            self.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
+        )
         self.model_wrapped = self.model
         self.optimizer = self.lr_scheduler = None
         self.accelerator._models.clear()

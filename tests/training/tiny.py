@@ -11,12 +11,16 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 from safetensors.torch import save_file
-from transformers import TrainerCallback, ViTConfig, set_seed
+from transformers import TrainerCallback, ViTConfig, ViTImageProcessor, set_seed
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
-from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.data import ArtGraphCollator, encode_labels, with_pixels
 from artgraph_vit.training import trainer as trainer_module
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer
@@ -57,6 +61,31 @@ class RandomArtworks(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         return self.rows[index]
+
+
+def artworks(folder, rows: int, seed: int, size: int = 32) -> Dataset:
+    """The rows of a dataset whose pictures lie in a folder, where they are painted if they are not there."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index in range(rows):
+        path = folder / f"{seed}-{index}.png"
+        if not path.exists():
+            Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+        paths.append({"path": str(path), "bytes": None})
+    labels = np.random.default_rng(seed + 100)
+    raw = Dataset.from_dict(
+        {
+            "image": paths,
+            "name": [f"{seed}-{index}.png" for index in range(rows)],
+            "split": [None] * rows,
+            "artist": [labels.choice(["a", "b", "other", None]) for _ in range(rows)],
+            "genre": [labels.choice(["portrait", "still life"]) for _ in range(rows)],
+            "tags": [[t for t in ("Tree", "boat", "moon") if labels.random() < 0.4] or None for _ in range(rows)],
+        }
+    ).cast_column("image", ImageFeature(decode=False))
+    processor = ViTImageProcessor(size={"height": size, "width": size})
+    return with_pixels(encode_labels(raw, TASKS).remove_columns("split"), processor)
 
 
 class KillAt(TrainerCallback):
@@ -111,7 +140,9 @@ def tiny_model(seed: int = 0, **config) -> ArtGraphViTForImageClassification:
     return ArtGraphViTForImageClassification(ArtGraphViTConfig(backbone_config=backbone, tasks=TASKS, **config))
 
 
-def tiny_trainer(output_dir, seed: int = 0, callbacks=(), head_dropout: float = 0.1, **options) -> ArtGraphTrainer:
+def tiny_trainer(
+    output_dir, seed: int = 0, callbacks=(), head_dropout: float = 0.1, datasets=None, **options
+) -> ArtGraphTrainer:
     defaults = {
         "num_train_epochs": 4,
         "frozen_epochs": 2,
@@ -125,12 +156,13 @@ def tiny_trainer(output_dir, seed: int = 0, callbacks=(), head_dropout: float = 
         "report_to": "none",
     }
     args = ArtGraphTrainingArguments(output_dir=str(output_dir), **(defaults | options))
+    train, evaluation = datasets or (RandomArtworks(TRAIN_ROWS, seed=1), RandomArtworks(EVAL_ROWS, seed=2))
     return ArtGraphTrainer(
         model=tiny_model(seed, head_dropout=head_dropout),
         args=args,
         data_collator=ArtGraphCollator(TASKS),
-        train_dataset=RandomArtworks(TRAIN_ROWS, seed=1),
-        eval_dataset=RandomArtworks(EVAL_ROWS, seed=2),
+        train_dataset=train,
+        eval_dataset=evaluation,
         callbacks=list(callbacks),
     )
 
@@ -144,10 +176,13 @@ def main() -> None:
     parser.add_argument("--kill-in-save", help="STEP:STAGE")
     parser.add_argument("--kill-process", type=int, default=0)
     parser.add_argument("--resume")
+    parser.add_argument("--pictures", type=Path, help="folder for a dataset of pictures instead of random pixels")
     given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     options = {name: json.loads(value) for name, value in (option.split("=", 1) for option in given.options)}
     set_seed(42)
+    if given.pictures is not None:
+        options["datasets"] = (artworks(given.pictures, TRAIN_ROWS, 1), artworks(given.pictures, EVAL_ROWS, 2))
     trainer = tiny_trainer(given.output_dir, given.model_seed, **options)
     if given.kill_process == trainer.args.process_index:
         if given.kill_at is not None:

@@ -1,0 +1,142 @@
+"""Phase `heads` on features computed once: one pass of the backbone, and the same heads as without."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments
+from artgraph_vit.training.trainer import ArtGraphTrainer
+
+from .processes import final_weights, run_tiny
+from .tiny import EVAL_ROWS, TASKS, artworks, tiny_model
+from .tiny import TRAIN_ROWS as ROWS
+
+
+class BackboneRows:
+    """Counts the rows that go through a model's backbone."""
+
+    def __init__(self, model):
+        self.rows = 0
+        model.backbone.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs):
+        self.rows += len(kwargs["pixel_values"])
+
+
+def build(folder, pictures, cache: bool = True, seed: int = 0, **options) -> tuple[ArtGraphTrainer, BackboneRows]:
+    args = ArtGraphTrainingArguments(
+        **{
+            "output_dir": str(folder / "run"),
+            "num_train_epochs": 3,
+            "frozen_epochs": 3,
+            "frozen_learning_rate": 5e-3,
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 8,
+            "cache_frozen_features": cache,
+            "feature_cache_dir": str(folder / "features"),
+            "load_best_model_at_end": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "seed": 1,
+            **options,
+        },
+    )
+    torch.manual_seed(7)
+    model = tiny_model(seed=seed, head_dropout=0.3)
+    torch.manual_seed(7)
+    trainer = ArtGraphTrainer(
+        model=model,
+        args=args,
+        data_collator=ArtGraphCollator(TASKS),
+        train_dataset=artworks(pictures, ROWS, seed=1),
+        eval_dataset=artworks(pictures, EVAL_ROWS, seed=2),
+    )
+    return trainer, BackboneRows(model)
+
+
+def heads(trainer) -> dict:
+    return {name: p.detach() for name, p in trainer.model.named_parameters() if not name.startswith("backbone")}
+
+
+def test_the_heads_are_those_of_training_on_pictures(tmp_path):
+    """Dropout included: what is drawn at random is the same with and without the features."""
+    plain, plain_rows = build(tmp_path / "plain", tmp_path / "pictures", cache=False)
+    plain.train()
+    cached, cached_rows = build(tmp_path / "cached", tmp_path / "pictures")
+    before = {name: p.detach().clone() for name, p in cached.model.backbone.named_parameters()}
+    cached.train()
+    assert plain_rows.rows == 3 * (ROWS + EVAL_ROWS)
+    assert cached_rows.rows == ROWS + EVAL_ROWS
+    for name, tensor in heads(plain).items():
+        torch.testing.assert_close(heads(cached)[name], tensor, atol=1e-5, rtol=0)
+    assert all(torch.equal(p, before[name]) for name, p in cached.model.backbone.named_parameters())
+    for one, other in zip(plain.state.log_history, cached.state.log_history, strict=True):
+        for name in set(one) & {"loss", "artist_loss", "eval_loss", "eval_avg_macro_f1"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_a_later_run_finds_them_and_any_change_makes_new_ones(tmp_path):
+    build(tmp_path, tmp_path / "pictures")[0].train()
+    trainer, counted = build(tmp_path, tmp_path / "pictures")
+    trainer.train()
+    assert counted.rows == 0
+    assert len(list((tmp_path / "features").iterdir())) == 2  # and nothing half-made
+
+    def rows_of_another(**change) -> int:
+        trainer, counted = build(tmp_path, tmp_path / "pictures", **change)
+        trainer.train()
+        return counted.rows
+
+    assert rows_of_another(seed=5) == ROWS + EVAL_ROWS  # other weights
+    assert rows_of_another(bf16=True) == ROWS + EVAL_ROWS
+    picture = tmp_path / "pictures" / "1-3.png"
+    Image.new("RGB", (40, 40), "red").save(picture)
+    assert rows_of_another() == ROWS
+    os.utime(tmp_path / "pictures" / "2-3.png", (1, 1))
+    assert rows_of_another() == EVAL_ROWS
+    trainer, counted = build(tmp_path, tmp_path / "pictures")
+    trainer.train_dataset = artworks(tmp_path / "pictures", ROWS, seed=1, size=16)  # another resolution
+    trainer.model.backbone.config.image_size = 32
+    with pytest.raises(ValueError, match="doesn't match model"):
+        trainer.train()  # the tiny ViT takes 32 pixels only: it was asked, so the key differs
+
+
+def test_phase_full_and_other_datasets_take_pictures(tmp_path):
+    trainer, counted = build(tmp_path, tmp_path / "pictures", frozen_epochs=2)
+    trainer.train()
+    assert counted.rows == 2 * (ROWS + EVAL_ROWS)  # once for the features, once in epoch 3
+    other = artworks(tmp_path / "pictures", 9, seed=3)
+    counted.rows = 0
+    assert trainer.evaluate(other)["eval_genre_known_rows"] == 9
+    assert counted.rows == 9
+
+
+def test_a_resumed_frozen_phase_takes_the_same_features(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+    whole, _ = build(tmp_path / "whole", tmp_path / "pictures", **options)
+    whole.train()
+    resumed, counted = build(
+        tmp_path / "whole", tmp_path / "pictures", **(options | {"output_dir": str(tmp_path / "r")})
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "run" / "checkpoint-6"))
+    assert counted.rows == 0
+    assert all(torch.equal(heads(resumed)[name], tensor) for name, tensor in heads(whole).items())
+
+
+def test_two_processes_compute_their_shares(tmp_path):
+    options = ("head_dropout=0.0", "load_best_model_at_end=false", f'feature_cache_dir="{tmp_path / "features"}"')
+    for processes, batch in ((1, 16), (2, 8)):
+        folder = tmp_path / f"on-{processes}"
+        pictures = ("--pictures", tmp_path / "pictures")
+        run_tiny(folder, *pictures, *options, f"per_device_train_batch_size={batch}", processes=processes)
+        assert (folder / f"world-size-{processes}").exists()
+    one, two = final_weights(tmp_path / "on-1"), final_weights(tmp_path / "on-2")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3)
+    files = [np.load(path) for path in sorted((tmp_path / "features").iterdir())]
+    assert sorted(file.shape[0] for file in files) == [EVAL_ROWS, ROWS]

@@ -1,0 +1,92 @@
+"""A loss that is not finite stops the run with its step, task and artworks, before any weight changes."""
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from artgraph_vit.errors import UserError
+from artgraph_vit.training.checkpoints import damage
+
+from .processes import run_tiny
+from .tiny import RandomArtworks, tiny_trainer
+
+
+class Spoilt(RandomArtworks):
+    """Artworks with names; one has a pixel that is not a number."""
+
+    def __init__(self, rows: int, seed: int, spoilt: int | None, value: float = float("nan"), task: str | None = None):
+        super().__init__(rows, seed)
+        for index, row in enumerate(self.rows):
+            row["name"] = f"artwork-{index}.jpg"
+        if spoilt is not None:
+            self.rows[spoilt]["pixel_values"] = self.rows[spoilt]["pixel_values"].clone()
+            self.rows[spoilt]["pixel_values"][0, 0, 0] = value
+            self.rows[spoilt] |= {"artist": 0, "genre": 1, "tags": [0]}
+
+
+class Weights(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.last = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("frozen_epochs", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4}])
+def test_the_step_the_task_and_the_artwork_are_named(tmp_path, frozen_epochs, options):
+    weights = Weights()
+    trainer = tiny_trainer(
+        tmp_path, callbacks=[weights], frozen_epochs=frozen_epochs, logging_nan_inf_filter=True, **options
+    )
+    trainer.train_dataset = Spoilt(50, seed=1, spoilt=17)
+    with pytest.raises(UserError) as stopped:
+        trainer.train()
+    message = str(stopped.value)
+    assert message.startswith(f"Step {trainer.state.global_step + 1}: ")
+    assert "the loss of artist, genre, tags is nan, from 'artwork-17.jpg' (look at these pictures)" in message
+    if trainer.state.global_step:
+        for name, parameter in trainer.model.named_parameters():
+            assert torch.equal(parameter, weights.last[name])
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_only_the_task_at_fault_is_named(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.train_dataset = Spoilt(50, seed=1, spoilt=None)
+    with torch.no_grad():
+        trainer.model.heads["genre"].bias[0] = float("inf")
+    with pytest.raises(
+        UserError, match=r"Step 1: the loss of genre is (nan|inf|inf/nan), from 'artwork-.*lower learning_rate"
+    ):
+        trainer.train()
+
+
+def test_rows_without_a_name_are_counted(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    rows = Spoilt(50, seed=1, spoilt=3).rows
+    for row in rows:
+        del row["name"]
+    trainer.train_dataset.rows = rows
+    with pytest.raises(UserError, match=r"from row \d+ of its batch"):
+        trainer.train()
+
+
+def test_a_joined_loss_that_overflows_says_so(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.log_variances[1] = 200.0  # σ = e^100 is more than float32 holds
+    with pytest.raises(UserError, match="the joined loss is not finite, though each row's loss is"):
+        trainer.train()
+
+
+def test_what_was_saved_before_stays_whole(tmp_path):
+    """A learning rate so high that phase full breaks; the checkpoints before are whole and hold finite weights."""
+    failed = run_tiny(tmp_path, "learning_rate=1e30", "max_grad_norm=0.0", check=False)
+    assert failed.returncode == 1
+    assert "nothing that was saved is lost" in failed.stderr.splitlines()[-1]
+    checkpoints = list(tmp_path.glob("checkpoint-*"))
+    assert {path.name for path in checkpoints} >= {"checkpoint-4", "checkpoint-8"}
+    assert all(damage(path) is None for path in checkpoints)
+    for path in checkpoints:
+        history = json.loads((path / "trainer_state.json").read_text())["log_history"]
+        assert all(entry["loss"] == entry["loss"] for entry in history if "loss" in entry)
