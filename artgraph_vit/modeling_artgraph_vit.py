@@ -11,16 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput
 
+from .backbones import default_pooling, has_pooler, refuse_unsuitable, without_pooler
 from .configuration_artgraph_vit import ArtGraphViTConfig
 from .losses import (
     join_task_losses,
@@ -93,8 +92,11 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                     f"Task {task.name!r} has {task.num_labels} label(s), so there is nothing to tell apart: "
                     "leave the task out or give it more labels."
                 )
+        refuse_unsuitable(config.backbone_config)
+        if config.pooling == "pooler" and not has_pooler(config.backbone_config):
+            raise ValueError("This backbone gives no pooled vector: use pooling='cls' or pooling='mean'.")
         self.backbone: PreTrainedModel = AutoModel.from_config(
-            config.backbone_config, **_without_pooler(config.backbone_config)
+            config.backbone_config, **without_pooler(config.backbone_config)
         )
         self.dropout = nn.Dropout(config.head_dropout)
         self.heads = nn.ModuleDict({task.name: TaskHead(config.hidden_size, task) for task in config.tasks})
@@ -148,7 +150,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
-                **_without_pooler(backbone_config),
+                **without_pooler(backbone_config),
             )
             _refuse_incomplete(loading_info, name_or_path, ignore_unexpected=True)
             model.unfreeze_backbone()
@@ -323,11 +325,12 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
 
     def _pool(self, features: Any) -> Tensor:
         if self.config.pooling == "pooler":
-            pooled = features.get("pooler_output")
-            if pooled is None:
-                raise ValueError("This backbone gives no pooled vector: set pooling='mean' in the config.")
-            return pooled.flatten(1)  # (B, hidden); some convolutional backbones give (B, hidden, 1, 1)
+            return features.pooler_output.flatten(1)  # (B, hidden); convolutional backbones give (B, hidden, 1, 1)
         tokens = features.last_hidden_state  # (B, tokens, hidden)
+        if tokens.dim() != 3:
+            raise ValueError(
+                f"This backbone gives no tokens to take the {self.config.pooling} of: use pooling='pooler'."
+            )
         return tokens[:, 0] if self.config.pooling == "cls" else tokens.mean(1)
 
     def _check_label_names(self, labels: Mapping[str, Tensor]) -> None:
@@ -366,21 +369,6 @@ def predicted_labels(logits: Tensor, task: Task, threshold: float | Sequence[flo
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
     thresholds = torch.as_tensor(threshold, dtype=torch.float32, device=logits.device)
     return logits.float() > torch.logit(thresholds)
-
-
-def default_pooling(backbone: PreTrainedModel) -> str:
-    """The pooling that fits a backbone: `"cls"`, `"pooler"` (its own, trained with it) or `"mean"`."""
-    if any(name.endswith("cls_token") for name, _ in backbone.named_parameters()):
-        return "cls"
-    if _without_pooler(backbone.config) or not getattr(backbone.config, "vision_use_head", True):
-        return "mean"
-    return "pooler"
-
-
-def _without_pooler(backbone_config: Any) -> dict[str, bool]:
-    # ViT's, DeiT's and BEiT's poolers are optional, and random where a checkpoint has none.
-    backbone_class: Any = MODEL_MAPPING[type(backbone_config)]
-    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(backbone_class).parameters else {}
 
 
 def _refuse_incomplete(

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import datasets
-from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator, with_pixels
 from artgraph_vit.errors import run_script
 from artgraph_vit.reporting.card import CardOptions
@@ -22,7 +20,7 @@ from artgraph_vit.reporting.results import results_table, write_results
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import collect_results
-from artgraph_vit.training.setup import load_splits
+from artgraph_vit.training.setup import load_checkpoint, load_splits
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 
@@ -47,15 +45,14 @@ def main() -> None:
     logging.disable_progress_bar()
     args.output_dir = evaluation.results_dir
 
-    model = ArtGraphViTForImageClassification.from_pretrained(evaluation.checkpoint, revision=evaluation.revision)
-    image_processor = AutoImageProcessor.from_pretrained(evaluation.checkpoint, revision=evaluation.revision)
+    model, image_processor = load_checkpoint(evaluation.checkpoint, evaluation.revision)
     tasks = model.config.tasks
     splits, _ = load_splits(data_args, args, tasks)
     pictures = with_pixels(splits[evaluation.split], image_processor)
     trainer = ArtGraphTrainer(model=model, args=args, data_collator=ArtGraphCollator(tasks), eval_dataset=pictures)
     metrics = trainer.evaluate(metric_key_prefix=evaluation.split)
     recipe = {"checkpoint": evaluation.checkpoint}
-    results = collect_results(metrics, evaluation.split, splits, tasks, recipe)
+    results = collect_results(metrics, evaluation.split, splits, tasks, recipe, args.seed)
 
     if trainer.is_world_process_zero():
         path = write_results(results, evaluation.results_dir)

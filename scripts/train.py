@@ -20,8 +20,8 @@ from artgraph_vit.reporting.results import results_table
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
 from artgraph_vit.training.checkpoints import checkpoint_to_resume
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.outcome import FrozenPhaseTest, finish_run
-from artgraph_vit.training.setup import build_model, load_splits
+from artgraph_vit.training.outcome import FrozenPhaseTest, finish_run, recipe_of
+from artgraph_vit.training.setup import build_model, load_image_processor, load_splits
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -38,12 +38,14 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
 
     set_seed(args.seed)
+    image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
-    model, image_processor = build_model(model_args, tasks, splits["train"])
+    model = build_model(model_args, tasks, splits["train"])
     pictures = {split: with_pixels(rows, image_processor) for split, rows in splits.items()}
     trainer = ArtGraphTrainer(
         model=model,
         args=args,
+        recipe=recipe_of(model_args, data_args),
         data_collator=ArtGraphCollator(tasks),
         train_dataset=pictures["train"],
         eval_dataset=pictures["validation"],

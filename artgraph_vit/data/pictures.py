@@ -20,8 +20,11 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .sources import DataError
+
+logger = logging.get_logger(__name__)
 
 
 class BadPictureError(ValueError):
@@ -47,7 +50,7 @@ def read_picture(image: Mapping[str, Any]) -> Image.Image:
             with Image.open(image["path"] if data is None else io.BytesIO(data)) as picture:
                 picture.load()
                 return _to_rgb(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, ArithmeticError) as error:
+    except Exception as error:  # each of Pillow's decoders has errors of its own
         raise BadPictureError(f"{image.get('path') or 'embedded picture'}: {error}") from error
 
 
@@ -122,6 +125,7 @@ def leave_out(rows: Dataset, bad: Mapping[int, str], on_bad_image: str, report: 
         report.parent.mkdir(parents=True, exist_ok=True)
         listed = [{"name": names[index], "reason": reason} for index, reason in bad.items()]
         report.write_text(json.dumps({"count": len(bad), "pictures": listed}, indent=2), encoding="utf-8")
+    logger.warning("%d of %d pictures cannot be read%s", len(bad), len(rows), f": see {report}" if report else "")
     if on_bad_image == "stop":
         index, reason = next(iter(bad.items()))
         raise DataError(

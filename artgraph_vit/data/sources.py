@@ -25,6 +25,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from ..errors import UserError
@@ -34,7 +35,8 @@ logger = logging.get_logger(__name__)
 
 ARTGRAPH_CSV = "artgraph_dataset.csv"
 _TOO_MANY = "\0"  # the key of cells beyond the last column; no column can be called so
-_OWN_COLUMNS = ("image", "name", "split")
+_OWN_COLUMNS = ("image", "name", "split", "stratum")
+DEFAULT_STRATUM = "genre"
 SPLIT_NAMES = {
     "train": "train",
     "val": "validation",
@@ -56,6 +58,8 @@ def load_artworks(
     image_column: str = "image",
     config_name: str | None = None,
     revision: str | None = None,
+    multi_label_tasks: Iterable[str] = (),
+    stratify_by: str | None = None,
 ) -> tuple[Dataset, list[Task]]:
     """Reads a source into raw rows.
 
@@ -67,6 +71,9 @@ def load_artworks(
         unknown_labels (`Iterable[str]`, *optional*): names that mean unknown, such as "Unknown Artist".
         image_column (`str`, *optional*, defaults to `"image"`): of a `datasets` source.
         config_name, revision (`str`, *optional*): of a Hub dataset.
+        multi_label_tasks (`Iterable[str]`, *optional*): tasks of a csv export, beside ArtGraph's own, whose cells hold
+            several labels; in a `datasets` source the column's type says it.
+        stratify_by (`str`, *optional*): a column, or the task it belongs to, that rows keep as `stratum`.
 
     Returns:
         The rows, and the tasks without labels yet (see [`build_vocabulary`]).
@@ -78,19 +85,28 @@ def load_artworks(
     columns = dict(columns or {})
     unknown = frozenset(unknown_labels)
     if (folder / ARTGRAPH_CSV).is_file():
-        return read_artgraph_csv(folder, tasks, columns, unknown)
+        return read_artgraph_csv(folder, tasks, columns, unknown, frozenset(multi_label_tasks), stratify_by)
     if folder.is_dir() and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
-        return read_datasets(load_from_disk(str(folder)), tasks, columns, unknown, image_column)
+        return read_datasets(load_from_disk(str(folder)), tasks, columns, unknown, image_column, stratify_by)
     if not folder.exists() and str(source).startswith((".", "/", "~")):
         raise DataError(f"There is no folder {str(source)!r}: give the path of a dataset, or a Hub id.")
-    dataset = load_dataset(str(folder) if folder.is_dir() else str(source), config_name, revision=revision)
-    return read_datasets(dataset, tasks, columns, unknown, image_column)
+    try:
+        dataset = load_dataset(str(folder) if folder.is_dir() else str(source), config_name, revision=revision)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"The source {str(source)!r} cannot be read as a dataset: {reason}") from error
+    return read_datasets(dataset, tasks, columns, unknown, image_column, stratify_by)
 
 
 def read_artgraph_csv(
-    folder: Path, tasks: Sequence[str] | None, columns: Mapping[str, str], unknown: frozenset[str]
+    folder: Path,
+    tasks: Sequence[str] | None,
+    columns: Mapping[str, str],
+    unknown: frozenset[str],
+    multi_label_tasks: frozenset[str] = frozenset(),
+    stratify_by: str | None = None,
 ) -> tuple[Dataset, list[Task]]:
-    """Reads `artgraph_dataset.csv`, `images/` and, where there is one, `splits/{train,val,test}.txt`.
+    """Reads `artgraph_dataset.csv`, `images/` and the splits: `splits/{train,val,test}.txt` or a column `split`.
 
     The csv has a column `image` (a file name in `images/`) and one a task. Several labels stand in one cell, joined
     by ", "; an empty cell is unknown.
@@ -103,14 +119,22 @@ def read_artgraph_csv(
             header = list(reader.fieldnames or [])
             if "image" not in header:
                 raise DataError(f"{table} has no column 'image'; its columns are {', '.join(header) or 'none'}.")
-            chosen = _choose_tasks(tasks, columns, header, str(table))
+            chosen = _choose_tasks(tasks, columns, header, str(table), multi_label_tasks=multi_label_tasks)
             for record in reader:
                 if not record["image"] or _TOO_MANY in record or None in record.values():
                     raise DataError(
                         f"{table}, line {reader.line_num}: the row does not have one value for each column."
                     )
+                if any("\n" in value for value in record.values()):
+                    raise DataError(
+                        f"{table}, line {reader.line_num}: a cell goes over several lines; close its quotation mark."
+                    )
                 records.append(record)
                 lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(
+            f"{table}, line {reader.line_num + 1}: {error}; look for an unclosed quotation mark."
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{table} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
@@ -122,6 +146,12 @@ def read_artgraph_csv(
         for record, line in zip(records, lines, strict=True)
     ]
     split_of = _read_split_files(folder / "splits", [record["image"] for record in records])
+    if "split" in header:
+        if split_of:
+            raise DataError(
+                f"{table} has a column 'split' and there is a folder {folder / 'splits'}: keep one of them."
+            )
+        split_of = _read_split_column(table, records, lines)
     if split_of and len(split_of) < len(records):
         logger.warning("%s: %d artworks are in no split and are left out.", table, len(records) - len(split_of))
         chosen_rows = [index for index, record in enumerate(records) if record["image"] in split_of]
@@ -130,14 +160,17 @@ def read_artgraph_csv(
         task.name: [_names_in_cell(record[columns.get(task.name, task.name)], task, unknown) for record in records]
         for task in chosen
     }
+    stratum_column = _stratum_column(stratify_by, columns, header, str(table))
+    stratum = {"stratum": [record[stratum_column] for record in records]} if stratum_column else {}
     rows = Dataset.from_dict(
         {
             "image": [{"path": path, "bytes": None} for path in paths],
             "name": [record["image"] for record in records],
             "split": [split_of.get(record["image"]) for record in records],
             **labels,
+            **stratum,
         },
-        features=Features({"image": Image(decode=False), **_raw_features(chosen)}),
+        features=Features({"image": Image(decode=False), **_raw_features(chosen), **_as_strings(stratum)}),
     )
     return rows, chosen
 
@@ -148,6 +181,7 @@ def read_datasets(
     columns: Mapping[str, str],
     unknown: frozenset[str],
     image_column: str = "image",
+    stratify_by: str | None = None,
 ) -> tuple[Dataset, list[Task]]:
     """Reads a `datasets` dataset whose labels stand in named columns: strings, `ClassLabel`s, or lists of either."""
     parts = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
@@ -177,12 +211,17 @@ def read_datasets(
         chosen = found
         labels = {task.name: _label_names(part, columns.get(task.name, task.name), task, unknown) for task in chosen}
         added = {"split": _split_of_part(part, part_name, is_alone=len(parts) == 1), **labels}
+        stratum_column = _stratum_column(stratify_by, columns, part.column_names, where)
+        stratum = {"stratum": [str(value) for value in part[stratum_column][:]]} if stratum_column else {}
         pictures = part.select_columns([image_column])
         if image_column != "image":
             pictures = pictures.rename_column(image_column, "image")
         pictures = pictures.cast_column("image", Image(decode=False))
         features = Features({name: feature for name, feature in _raw_features(chosen).items() if name != "name"})
-        raw_parts.append(concatenate_datasets([pictures, Dataset.from_dict(added, features=features)], axis=1))
+        features = Features({**features, **_as_strings(stratum)})
+        raw_parts.append(
+            concatenate_datasets([pictures, Dataset.from_dict({**added, **stratum}, features=features)], axis=1)
+        )
     rows = concatenate_datasets(raw_parts)
     if not len(rows):
         raise DataError("The dataset has no rows.")
@@ -196,8 +235,12 @@ def _choose_tasks(
     header: Sequence[str],
     where: str,
     task_types: Mapping[str, str] | None = None,
+    multi_label_tasks: frozenset[str] = frozenset(),
 ) -> list[Task]:
     defaults = {task.name: task for task in ARTGRAPH_TASKS}
+    for name in multi_label_tasks:
+        if name not in (wanted or ()):
+            raise DataError(f"multi_label_tasks names {name!r}, which is not among the tasks: add it to tasks.")
     for name in columns:
         if name not in (wanted or defaults):
             raise DataError(f"columns names {name!r}, which is not one of the tasks {', '.join(wanted or defaults)}.")
@@ -212,7 +255,8 @@ def _choose_tasks(
                     f"{where} has no column {column!r} for the task {name!r}; its columns are {', '.join(header)}."
                 )
             continue
-        problem_type = (task_types or {}).get(column, SINGLE_LABEL)
+        declared = MULTI_LABEL if name in multi_label_tasks else SINGLE_LABEL
+        problem_type = (task_types or {}).get(column, declared)
         task = defaults.get(name) or Task(name, problem_type)
         if task_types and task.problem_type != problem_type:
             raise DataError(
@@ -230,6 +274,32 @@ def _choose_tasks(
 def _raw_features(tasks: Sequence[Task]) -> dict:
     labels = {task.name: List(Value("string")) if task.is_multi_label else Value("string") for task in tasks}
     return {"name": Value("string"), "split": Value("string"), **labels}
+
+
+def _as_strings(columns: Mapping[str, list]) -> dict[str, Value]:
+    return dict.fromkeys(columns, Value("string"))
+
+
+def _stratum_column(
+    stratify_by: str | None, columns: Mapping[str, str], header: Sequence[str], where: str
+) -> str | None:
+    column = columns.get(stratify_by or "", stratify_by)
+    if column in header:
+        return column
+    if stratify_by not in (None, DEFAULT_STRATUM):
+        raise DataError(
+            f"{where} has no column {column!r} to stratify the split by; its columns are {', '.join(header)}."
+        )
+    return None
+
+
+def _read_split_column(table: Path, records: Sequence[Mapping[str, str]], lines: Sequence[int]) -> dict[str, str]:
+    for record, line in zip(records, lines, strict=True):
+        if record["split"] not in SPLIT_NAMES:
+            raise DataError(
+                f"{table}, line {line}: the split {record['split']!r} is none of {', '.join(SPLIT_NAMES)}."
+            )
+    return {record["image"]: SPLIT_NAMES[record["split"]] for record in records}
 
 
 def _names_in_cell(cell: str, task: Task, unknown: frozenset[str]) -> str | list[str] | None:

@@ -17,13 +17,13 @@ from .sources import DataError
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
 
-def split_artworks(rows: Dataset, stratify_by: str | None = "genre", seed: int = 42) -> DatasetDict:
+def split_artworks(rows: Dataset, seed: int = 42) -> DatasetDict:
     """Divides encoded rows into train, validation and test.
 
     Args:
         rows (`Dataset`): with the columns `name` and `split`. Splits that the source names are kept; those that it
-            lacks are cut from its train rows (or from all, if it names none), 70/15/15 in proportion.
-        stratify_by (`str`, *optional*, defaults to `"genre"`): a single-label column; ignored if it is not there.
+            lacks are cut from its train rows (or from all, if it names none), 70/15/15 in proportion, and in
+            proportion in each stratum if there is a column `stratum`.
         seed (`int`, *optional*, defaults to 42): of the hash.
 
     Raises:
@@ -35,7 +35,7 @@ def split_artworks(rows: Dataset, stratify_by: str | None = "genre", seed: int =
     if missing and (not present or "train" in present):
         pool = [index for index, split in enumerate(split_of_row) if split in (None, "train")]
         shares = {split: SHARES[split] for split in dict.fromkeys(["train", *missing])}
-        strata = rows[stratify_by][:] if stratify_by in rows.column_names else [None] * len(rows)
+        strata = rows["stratum"][:] if "stratum" in rows.column_names else [None] * len(rows)
         names = rows["name"][:]
         made = _assign([names[index] for index in pool], [strata[index] for index in pool], shares, seed)
         for index, split in zip(pool, made, strict=True):
@@ -47,7 +47,8 @@ def split_artworks(rows: Dataset, stratify_by: str | None = "genre", seed: int =
                 f"The split {split!r} is empty: give it artworks, or leave all splits out to have them made."
             )
     _refuse_overlap(rows["name"][:], split_of_row)
-    return DatasetDict({split: rows.select(indices).remove_columns("split") for split, indices in splits.items()})
+    kept = rows.remove_columns([name for name in ("split", "stratum") if name in rows.column_names])
+    return DatasetDict({split: kept.select(indices) for split, indices in splits.items()})
 
 
 def _assign(names: Sequence[str], strata: Sequence, shares: dict[str, float], seed: int) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from ..errors import UserError
 from .painting import GENRES, GROUNDS, PIGMENTS, STYLES, THINGS, Colour, Hand
 
 FIRST_NAMES = ("ada", "bruno", "clara", "dario", "elsa", "felix", "greta", "hugo", "iris", "jonas", "karla", "leo")
@@ -39,16 +40,16 @@ def paint_artgraph(
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
 
     Raises:
-        ValueError: if an argument is too small, or the folder holds something else.
+        UserError: if an argument is too small, or the folder holds something else.
     """
     if num_artworks < 100 or size < 32:
-        raise ValueError(f"num_artworks={num_artworks}, size={size}: paint at least 100 artworks of 32 pixels.")
+        raise UserError(f"num_artworks={num_artworks}, size={size}: paint at least 100 artworks of 32 pixels.")
     folder = Path(folder)
     record = {"num_artworks": num_artworks, "size": size, "seed": seed}
     if (folder / RECORD).is_file() and json.loads((folder / RECORD).read_text()) == record:
         return folder
     if folder.exists():
-        raise ValueError(f"{folder} holds something else than this dataset: delete it, or choose another folder.")
+        raise UserError(f"{folder} holds something else than this dataset: delete it, or choose another folder.")
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "images").mkdir(parents=True)

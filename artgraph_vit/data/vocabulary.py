@@ -69,7 +69,7 @@ def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
             _encode(value, task, index_of, name)
             for value, name in zip(rows[task.name][:], rows["name"][:], strict=True)
         ]
-    rest = rows.select_columns(["image", "name", "split"])
+    rest = rows.select_columns([name for name in ("image", "name", "split", "stratum") if name in rows.column_names])
     return concatenate_datasets([rest, Dataset.from_dict(encoded, features=Features(features))], axis=1)
 
 

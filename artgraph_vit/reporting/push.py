@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..errors import UserError
@@ -48,8 +49,7 @@ def push_run(
         The address of the commit.
 
     Raises:
-        UserError: if the folder does not hold a finished run.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
+        UserError: if the folder does not hold a finished run, or the Hub refuses or cannot be reached.
     """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
@@ -63,15 +63,19 @@ def push_run(
     write_card(results, ArtGraphViTConfig.from_pretrained(folder), folder, options)
 
     api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        revision=revision,
-        allow_patterns=PUBLISHED,
-        ignore_patterns=["checkpoint-*"],
-        commit_message="Upload a trained ArtGraph ViT",
-    )
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=PUBLISHED,
+            ignore_patterns=["checkpoint-*"],
+            commit_message="Upload a trained ArtGraph ViT",
+        )
+    except (*HfHubHTTPError.__bases__, HFValidationError) as error:  # its bases: what the HTTP client itself raises
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} could not be pushed to {repo_id}, and can be pushed again: {reason}") from error
     return commit.commit_url

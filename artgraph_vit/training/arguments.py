@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -80,8 +80,13 @@ class DataArguments:
     min_count: int = field(
         default=100, metadata={"help": "Artworks that an artist, tag or medium needs to be a label of its own."}
     )
+    multi_label_tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tasks of a csv export, beside tags and media, whose cells hold several labels."},
+    )
     stratify_by: str = field(
-        default="genre", metadata={"help": "Task by which a split is stratified, if one is made."}
+        default="genre",
+        metadata={"help": "Column by which a split is stratified, if one is made; it need not be a task."},
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
     on_bad_image: str = _choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
@@ -173,6 +178,22 @@ class ArtGraphTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r}: ArtGraphTrainer needs {value!r}; leave it out.")
         if self.label_smoothing_factor or self.prediction_loss_only:
             raise ValueError("label_smoothing_factor and prediction_loss_only do not work with several tasks.")
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub publishes Trainer's own card: leave it out, and run scripts/push.py afterwards."
+            )
         super().__post_init__()
+        division: Any = self.accelerator_config
+        if division.split_batches or not division.even_batches:
+            raise ValueError("accelerator_config: split_batches must be false and even_batches true, as by default.")
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns of it at each epoch
+
+    def recipe(self) -> dict[str, Any]:
+        """The options that decide what a run learns; those of when to log and save, and how fast, are left out."""
+        names = (
+            *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+            *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
+            *("bf16", "fp16"),
+        )
+        return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}

@@ -16,13 +16,13 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data import ArtGraphCollator
+from ..data import ArtGraphCollator, known_row_count
 from ..metrics import majority_metrics
 from ..reporting.card import CardOptions, write_card
 from ..reporting.figures import draw_figures
 from ..reporting.results import split_metrics, write_results
 from ..tasks import Task
-from .arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments
 from .setup import label_priors
 from .trainer import ArtGraphTrainer
 
@@ -48,7 +48,12 @@ class FrozenPhaseTest(TrainerCallback):
 
 
 def collect_results(
-    metrics: Mapping[str, float], split: str, splits: DatasetDict, tasks: list[Task], recipe: Mapping[str, Any]
+    metrics: Mapping[str, float],
+    split: str,
+    splits: DatasetDict,
+    tasks: list[Task],
+    recipe: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """What `results.json` says of any evaluated split.
 
@@ -58,17 +63,26 @@ def collect_results(
         splits (`DatasetDict`): of encoded rows.
         tasks (`list[Task]`).
         recipe (`Mapping[str, Any]`): the options of the run.
+        seed (`int`): of the run.
+
+    Raises:
+        RuntimeError: if the metrics do not stem from all rows of the split, each once.
     """
     rows = splits[split].with_format(None).select_columns([task.name for task in tasks])
     collator = ArtGraphCollator(tasks)
     starts = range(0, len(rows), 512)
     label_batches = (collator.labels([rows[i] for i in range(at, min(at + 512, len(rows)))]) for at in starts)
+    sorted_metrics = split_metrics(dict(metrics), split, [task.name for task in tasks])
+    counted = {task.name: known_row_count(splits[split], task) for task in tasks}
+    if sorted_metrics["known_rows"] != counted:
+        raise RuntimeError(f"Evaluated {sorted_metrics['known_rows']} known rows of {counted} in the split {split!r}.")
     return {
         "split": split,
         "rows": len(rows),
-        **split_metrics(dict(metrics), split, [task.name for task in tasks]),
+        **sorted_metrics,
         "majority_metrics": majority_metrics(tasks, label_priors(splits["train"], tasks), label_batches),
         "frozen_metrics": None,
+        "seed": seed,
         "recipe": dict(recipe),
         "versions": {package: _version(package) for package in PACKAGES},
     }
@@ -102,14 +116,22 @@ def finish_run(
     best = next(
         (logs for logs in history if logs["step"] == trainer.state.best_global_step and "eval_loss" in logs), {}
     )
-    results = collect_results(metrics, "test", splits, tasks, recipe_of(model_args, data_args, args)) | {
+    if not args.load_best_model_at_end:
+        best = {}  # the weights are the last ones
+    rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    recipe = {
+        "num_train_epochs": args.num_train_epochs,
+        "global_batch_size": rows_a_step,
+        **recipe_of(model_args, data_args),
+        **args.recipe(),
+    }
+    results = collect_results(metrics, "test", splits, tasks, recipe, args.seed) | {
         "frozen_metrics": split_metrics(frozen, FROZEN_TEST, names)["metrics"] if frozen else None,
         "best_epoch": best.get("epoch"),
         "best_step": best.get("step"),
         "best_validation_avg_macro_f1": best.get("eval_avg_macro_f1"),
         "epochs": args.num_train_epochs,
         "frozen_epochs": args.frozen_epochs,
-        "seed": args.seed,
         "card": dataclasses.asdict(card),
         "data": {
             "source": _portable(data_args.source),
@@ -129,16 +151,15 @@ def finish_run(
     return results
 
 
-def recipe_of(model: ModelArguments, data: DataArguments, args: ArtGraphTrainingArguments) -> dict[str, Any]:
-    """The options that make a run what it is, for results and card; with nothing of the machine it ran on."""
-    chosen = (
-        *("num_train_epochs", "frozen_epochs", "learning_rate", "frozen_learning_rate", "lr_scheduler_type"),
-        *("warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed", "bf16", "fp16"),
-    )
-    training = {name: getattr(getattr(args, name), "value", getattr(args, name)) for name in chosen}
-    training["backbone"] = _portable(model.backbone)
-    rows = {"global_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size}
-    return {**dataclasses.asdict(model), "min_count": data.min_count, **training, **rows}
+def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
+    """The options of model and data that decide what a run learns; with nothing of the machine it ran on."""
+    chosen = {
+        **dataclasses.asdict(model),
+        "min_count": data.min_count,
+        "tasks": data.tasks,
+        "split_seed": data.split_seed,
+    }
+    return {**chosen, "backbone": _portable(model.backbone)}
 
 
 def _portable(name_or_path: str) -> str:

@@ -21,7 +21,7 @@ class RunRecord(TrainerCallback, ExportableState):
 
     Args:
         phase (`str`, *optional*): `"heads"` or `"full"`; None before training.
-        frozen_epochs (`int`, *optional*): of phase `heads`.
+        recipe (`dict`, *optional*): the options that decide what the run learns.
         train_rows (`int`, *optional*): in the train split.
         global_batch_size (`int`, *optional*): rows of an optimizer step, over all processes and micro-batches.
         processes (`int`, *optional*): how many there are.
@@ -31,14 +31,14 @@ class RunRecord(TrainerCallback, ExportableState):
     def __init__(
         self,
         phase: str | None = None,
-        frozen_epochs: int | None = None,
+        recipe: dict[str, Any] | None = None,
         train_rows: int | None = None,
         global_batch_size: int | None = None,
         processes: int | None = None,
         unlogged: dict[str, Any] | None = None,
     ):
         self.phase = phase
-        self.frozen_epochs = frozen_epochs
+        self.recipe = recipe
         self.train_rows = train_rows
         self.global_batch_size = global_batch_size
         self.processes = processes
@@ -73,10 +73,14 @@ class RunRecord(TrainerCallback, ExportableState):
                 f"{checkpoint} was made on {saved.train_rows} train artworks, and this run has {self.train_rows}: "
                 "resume with the same data, or start anew in another output_dir."
             )
-        if saved.frozen_epochs != self.frozen_epochs:
+        saved_recipe, recipe = saved.recipe or {}, self.recipe or {}
+        differing = [name for name in {**saved_recipe, **recipe} if saved_recipe.get(name) != recipe.get(name)]
+        if differing:
+            made = ", ".join(f"{name}={saved_recipe.get(name)}" for name in differing)
+            wanted = ", ".join(f"{name}={recipe.get(name)}" for name in differing)
             raise UserError(
-                f"{checkpoint} was made with frozen_epochs={saved.frozen_epochs}, and this run has "
-                f"{self.frozen_epochs}: resume with the same value."
+                f"{checkpoint} was made with {made}, and this run has {wanted}: resume with the same values, or start "
+                "anew in another output_dir."
             )
         if saved.global_batch_size != self.global_batch_size:
             raise UserError(

@@ -5,14 +5,20 @@ Everything a user can get wrong in the data is found here, before any training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
-from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
+from ..backbones import has_pooler, refuse_unsuitable
+from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..data import (
     DataError,
     build_vocabulary,
@@ -25,6 +31,7 @@ from ..data import (
     split_artworks,
 )
 from ..data.synthetic import paint_artgraph
+from ..errors import UserError
 from ..losses import balanced_class_weights
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import Task
@@ -61,41 +68,86 @@ def load_splits(
         image_column=data.image_column,
         config_name=data.dataset_config,
         revision=data.dataset_revision,
+        multi_label_tasks=data.multi_label_tasks,
+        stratify_by=data.stratify_by,
     )
     tasks = list(tasks) if tasks else build_vocabulary(rows, found, data.min_count)
     rows = _without_bad_pictures(encode_labels(rows, tasks), data, args)
-    return split_artworks(rows, data.stratify_by, data.split_seed), tasks
+    return split_artworks(rows, data.split_seed), tasks
+
+
+def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
+    """The image processor of the backbone; also checks, before any data is read, all that can be known of the model.
+
+    Raises:
+        UserError: if there is no such backbone, or an option of the model has a wrong value.
+    """
+    with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
+        backbone_config = AutoConfig.from_pretrained(model.backbone, revision=model.backbone_revision)
+        backbone_config = getattr(backbone_config, "vision_config", backbone_config)
+        refuse_unsuitable(backbone_config)
+        image_processor = AutoImageProcessor.from_pretrained(model.backbone, revision=model.backbone_revision)
+    with _as_user_error("The options of the model are wrong"):
+        ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
+        if model.pooling == "pooler" and not has_pooler(backbone_config):
+            raise ValueError("pooling='pooler': this backbone gives no pooled vector; use cls or mean.")
+    return image_processor
+
+
+def load_checkpoint(
+    name_or_path: str, revision: str | None = None
+) -> tuple[ArtGraphViTForImageClassification, BaseImageProcessor]:
+    """A trained model and its image processor.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    with _as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
+        model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
+        return model, AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+
+
+@contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    """Loading code of other libraries says what is wrong by OSError or ValueError, in several lines."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def _model_options(model: ModelArguments) -> dict[str, Any]:
+    names = ("head_dropout", "loss_epsilon", "multilabel_reduction", *(["pooling"] if model.pooling else []))
+    return {name: getattr(model, name) for name in names}
 
 
 def build_model(
     model: ModelArguments, tasks: Sequence[Task], train_rows: Dataset
-) -> tuple[ArtGraphViTForImageClassification, BaseImageProcessor]:
+) -> ArtGraphViTForImageClassification:
     """Puts heads for the tasks on the backbone, with class weights from the train rows.
 
     Raises:
-        DataError: if no train row has a label of a task.
+        UserError: if no train row has a label of a task, or the backbone cannot be loaded.
     """
     for task in tasks:
         if known_row_count(train_rows, task) == 0:
             raise DataError(
                 f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks."
             )
-    options = {} if model.pooling is None else {"pooling": model.pooling}
-    built = ArtGraphViTForImageClassification.from_backbone(
-        model.backbone,
-        tasks,
-        from_scratch=model.from_scratch,
-        revision=model.backbone_revision,
-        head_dropout=model.head_dropout,
-        loss_epsilon=model.loss_epsilon,
-        multilabel_reduction=model.multilabel_reduction,
-        **options,
-    )
+    with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
+        built = ArtGraphViTForImageClassification.from_backbone(
+            model.backbone,
+            tasks,
+            from_scratch=model.from_scratch,
+            revision=model.backbone_revision,
+            **_model_options(model),
+        )
     if model.class_weights == "balanced":
         single = [task for task in tasks if not task.is_multi_label]
         built.set_class_weights({task.name: balanced_class_weights(label_counts(train_rows, task)) for task in single})
-    image_processor = AutoImageProcessor.from_pretrained(model.backbone, revision=model.backbone_revision)
-    return built, image_processor
+    return built
 
 
 def label_priors(rows: Dataset, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class ArtGraphTrainer(Trainer):
     Args:
         model ([`ArtGraphViTForImageClassification`]).
         args ([`ArtGraphTrainingArguments`]).
+        recipe (`Mapping`, *optional*): what else, beside the arguments, decides what is learned, such as the backbone;
+            a checkpoint is resumed with the same recipe only.
         kwargs: as for `Trainer`; metrics are the trainer's own, so there is no `compute_metrics`.
 
     Raises:
@@ -58,7 +61,11 @@ class ArtGraphTrainer(Trainer):
     args: ArtGraphTrainingArguments
 
     def __init__(
-        self, model: ArtGraphViTForImageClassification, args: ArtGraphTrainingArguments, **kwargs: Any
+        self,
+        model: ArtGraphViTForImageClassification,
+        args: ArtGraphTrainingArguments,
+        recipe: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         if args.n_gpu > 1:
             raise ValueError(
@@ -66,7 +73,7 @@ class ArtGraphTrainer(Trainer):
             )
         if isinstance(kwargs.get("data_collator"), ArtGraphCollator):
             kwargs["data_collator"] = dataclasses.replace(kwargs["data_collator"], with_names=True)
-        self._record = RunRecord()
+        self._record = RunRecord(recipe={**(recipe or {}), **args.recipe()})
         self._finite = FiniteLossCheck(model)
         kwargs["callbacks"] = [self._record, self._finite, *(kwargs.get("callbacks") or [])]
         super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
@@ -90,7 +97,6 @@ class ArtGraphTrainer(Trainer):
             UserError: if the checkpoint is damaged or another run's, or the output folder is another run's or full.
         """
         checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
-        self._record.frozen_epochs = self.args.frozen_epochs
         self._record.train_rows = self._train_rows
         self._record.global_batch_size = self.get_total_train_batch_size(self.args)
         self._record.processes = self.args.world_size

@@ -394,3 +394,72 @@ def test_a_moved_folder_of_pictures_is_divided_as_before(picture_folder, tmp_pat
     before = test_files(picture_folder)
     moved = picture_folder.rename(tmp_path / "elsewhere")
     assert test_files(moved) == before
+
+
+def test_a_csv_column_names_the_splits(artgraph_folder):
+    rows = [{"image": f"{i}.jpg", "genre": "portrait"} for i in range(20)]
+    text = "image,genre,split\n" + "".join(
+        f"{row['image']},portrait,{('val' if i == 17 else 'test') if i > 16 else 'train'}\n"
+        for i, row in enumerate(rows)
+    )
+    folder = artgraph_folder(text=text, pictures=[row["image"] for row in rows])
+    splits = split_artworks(load_artworks(folder)[0])
+    assert {name: part["name"][:] for name, part in splits.items()} == {
+        "train": [f"{i}.jpg" for i in range(17)],
+        "validation": ["17.jpg"],
+        "test": ["18.jpg", "19.jpg"],
+    }
+    (folder / "artgraph_dataset.csv").write_text(text.replace("19.jpg,portrait,test", "19.jpg,portrait,tset"))
+    with pytest.raises(DataError, match=r"line 21: the split 'tset' is none of train"):
+        load_artworks(folder)
+    (folder / "artgraph_dataset.csv").write_text(text)
+    (folder / "splits").mkdir()
+    for name, listed in (("train", "1.jpg"), ("val", "2.jpg"), ("test", "3.jpg")):
+        (folder / "splits" / f"{name}.txt").write_text(f"{listed}\n")
+    with pytest.raises(DataError, match="has a column 'split' and there is a folder"):
+        load_artworks(folder)
+
+
+def test_a_csv_may_have_further_tasks_with_several_labels(artgraph_folder):
+    text = 'image,artist,subjects\na.jpg,ada,"sea, sky"\nb.jpg,bea,sky\n'
+    folder = artgraph_folder(text=text, pictures=["a.jpg", "b.jpg"])
+    rows, tasks = load_artworks(folder, tasks=["artist", "subjects"], multi_label_tasks=["subjects"])
+    assert [task.is_multi_label for task in tasks] == [False, True]
+    assert rows["subjects"][:] == [["sea", "sky"], ["sky"]]
+    with pytest.raises(DataError, match="multi_label_tasks names 'subject', which is not among the tasks"):
+        load_artworks(folder, tasks=["artist", "subjects"], multi_label_tasks=["subject"])
+
+
+def test_a_quotation_mark_that_is_not_closed_is_named(artgraph_folder):
+    text = 'image,artist\na.jpg,ada\nb.jpg,"bea\nc.jpg,cleo\n'
+    folder = artgraph_folder(text=text, pictures=["a.jpg", "b.jpg", "c.jpg"])
+    with pytest.raises(DataError, match=r"artgraph_dataset\.csv, line \d: a cell goes over several lines"):
+        load_artworks(folder)
+    (folder / "artgraph_dataset.csv").write_text(text + "d.jpg,dora\n" * 20_000)
+    with pytest.raises(DataError, match="look for an unclosed quotation mark"):
+        load_artworks(folder)
+
+
+def test_the_split_is_stratified_by_a_column_that_is_no_task(artgraph_folder):
+    """The same artworks are in the test split whichever tasks are learnt."""
+    rows = [
+        {"image": f"{i:03}.jpg", "artist": "ada" if i % 2 else "bea", "genre": "portrait" if i < 60 else "marina"}
+        for i in range(200)
+    ]
+    folder = artgraph_folder(rows)
+    parts = [
+        split_artworks(load_artworks(folder, tasks=tasks, stratify_by="genre")[0])
+        for tasks in (["artist", "genre"], ["artist"])
+    ]
+    assert parts[0]["test"]["name"][:] == parts[1]["test"]["name"][:]
+    assert sum(name < "060.jpg" for name in parts[1]["test"]["name"]) == 9
+    with pytest.raises(DataError, match="has no column 'gerne' to stratify the split by"):
+        load_artworks(folder, stratify_by="gerne")
+
+
+def test_a_source_that_is_no_dataset_is_one_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source in (str(tmp_path / "empty"), "nosuch/dataset-here"):
+        with pytest.raises(DataError, match="cannot be read as a dataset") as error:
+            load_artworks(source)
+        assert source in str(error.value)

@@ -7,14 +7,17 @@ from datasets import Dataset, Features, Value
 from artgraph_vit.data import DataError, split_artworks
 
 GENRES = {"portrait": 600, "landscape": 250, "still life": 100, "battle": 30, "rare": 3, None: 17}
-FEATURES = Features({"name": Value("string"), "split": Value("string"), "genre": Value("string")})
+FEATURES = Features(
+    {"name": Value("string"), "split": Value("string"), "stratum": Value("string"), "genre": Value("string")}
+)
 
 
 def artworks(splits: list | None = None) -> Dataset:
     """1,000 artworks of unequal genres."""
     genres = [genre for genre, count in GENRES.items() for _ in range(count)]
     names = [f"{i:04}.jpg" for i in range(1000)]
-    return Dataset.from_dict({"name": names, "split": splits or [None] * 1000, "genre": genres}, features=FEATURES)
+    columns = {"name": names, "split": splits or [None] * 1000, "stratum": genres, "genre": genres}
+    return Dataset.from_dict(columns, features=FEATURES)
 
 
 def names(splits) -> dict[str, set[str]]:
@@ -47,7 +50,7 @@ def test_another_seed_gives_other_splits():
 
 
 def test_without_the_column_to_stratify_by_the_shares_still_hold():
-    splits = split_artworks(artworks(), stratify_by="school")
+    splits = split_artworks(artworks().remove_columns("stratum"))
     assert [len(part) for part in splits.values()] == [700, 150, 150]
 
 
@@ -56,7 +59,7 @@ def test_splits_of_the_source_are_kept():
     splits = split_artworks(artworks(given))
     for name in ("train", "validation", "test"):
         assert splits[name]["name"][:] == [f"{i:04}.jpg" for i in range(1000) if given[i] == name]
-        assert "split" not in splits[name].column_names
+        assert splits[name].column_names == ["name", "genre"]
 
 
 def test_a_missing_split_is_cut_from_train_and_the_others_stay():
@@ -68,10 +71,8 @@ def test_a_missing_split_is_cut_from_train_and_the_others_stay():
 
 
 def test_the_same_picture_twice_goes_to_one_split():
-    rows = artworks()
     doubled = Dataset.from_dict(
-        {"name": [f"{i // 2}.jpg" for i in range(1000)], "split": [None] * 1000, "genre": ["portrait"] * 1000},
-        features=rows.features,
+        {"name": [f"{i // 2}.jpg" for i in range(1000)], "split": [None] * 1000, "stratum": ["portrait"] * 1000}
     )
     parts = names(split_artworks(doubled))
     assert sum(map(len, parts.values())) == 500
@@ -96,8 +97,7 @@ def test_too_few_artworks_for_three_splits_are_refused():
 
 def test_an_artwork_in_two_splits_is_refused_by_name():
     rows = Dataset.from_dict(
-        {"name": ["a", "b", "c", "a"], "split": ["train", "validation", "test", "test"], "genre": ["x"] * 4},
-        features=FEATURES,
+        {"name": ["a", "b", "c", "a"], "split": ["train", "validation", "test", "test"], "genre": ["x"] * 4}
     )
     with pytest.raises(DataError, match="The artwork 'a' is in two splits, 'train' and 'test': keep it in one"):
         split_artworks(rows)

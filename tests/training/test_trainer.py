@@ -205,9 +205,18 @@ def test_a_checkpoint_without_exactly_the_models_tensors_is_refused(uninterrupte
     assert ("heads.artist.bias" if change == "missing" else "heads.medium.bias") in str(error.value)
 
 
+def test_other_options_than_the_runs_are_refused_on_resume(uninterrupted, tmp_path):
+    checkpoint = str(uninterrupted / "checkpoint-12")
+    with pytest.raises(ValueError, match=r"made with learning_rate=0.002, and this run has learning_rate=0.1"):
+        tiny_trainer(tmp_path, learning_rate=0.1).train(resume_from_checkpoint=checkpoint)
+    longer = tiny_trainer(tmp_path, num_train_epochs=5, load_best_model_at_end=False)
+    longer.train(resume_from_checkpoint=checkpoint)  # going on for longer is no other run
+    assert longer.state.global_step == 20
+
+
 def test_another_number_of_frozen_epochs_is_refused_on_resume(uninterrupted):
     trainer = tiny_trainer(uninterrupted, frozen_epochs=1)
-    with pytest.raises(ValueError, match="frozen_epochs=2, and this run has 1"):
+    with pytest.raises(ValueError, match="made with frozen_epochs=2, and this run has frozen_epochs=1"):
         trainer.train(resume_from_checkpoint=str(uninterrupted / "checkpoint-12"))
 
 

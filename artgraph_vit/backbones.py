@@ -1,0 +1,47 @@
+"""What is particular to a vision backbone: whether it suits, whether it has a pooler, and which pooling fits it.
+
+Poolers differ: ViT's, DeiT's and BEiT's are optional and random where a checkpoint has none, so they are left out;
+SigLIP's is an attention trained with the model; CLIP's is its normalised first token. Travels to the Hub.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+_UNSUITABLE = {
+    "vit_mae": "hides a random part of each picture, also when it predicts",
+    "siglip2_vision_model": "takes patches of pictures of many shapes, not pixel_values of one",
+}
+
+
+def refuse_unsuitable(backbone_config: Any) -> None:
+    """Raises:
+    ValueError: says why, if the backbone cannot be used.
+    """
+    model_type = backbone_config.model_type
+    if type(backbone_config) not in MODEL_MAPPING:
+        raise ValueError(f"The backbone {model_type!r} is none that AutoModel knows: choose a vision encoder.")
+    if model_type in _UNSUITABLE:
+        raise ValueError(f"The backbone {model_type!r} {_UNSUITABLE[model_type]}: choose another.")
+
+
+def without_pooler(backbone_config: Any) -> dict[str, bool]:
+    """The argument that leaves out a pooler of the kind that checkpoints often lack."""
+    backbone_class: Any = MODEL_MAPPING[type(backbone_config)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(backbone_class).parameters else {}
+
+
+def has_pooler(backbone_config: Any) -> bool:
+    """Whether the backbone gives a `pooler_output` that was trained with it."""
+    return not without_pooler(backbone_config) and getattr(backbone_config, "vision_use_head", True)
+
+
+def default_pooling(backbone: PreTrainedModel) -> str:
+    """The pooling that fits a backbone: `"cls"`, `"pooler"` (its own, trained with it) or `"mean"`."""
+    if any(name.endswith("cls_token") for name, _ in backbone.named_parameters()):
+        return "cls"
+    return "pooler" if has_pooler(backbone.config) else "mean"

@@ -1,0 +1,148 @@
+"""Training from a stream: `StreamedArtworks` gives each process and DataLoader worker its own rows of it.
+
+The order of an epoch depends on (seed, epoch) alone. It is cut into batches: of each P batches process p has the p-th,
+and of a process's batches worker w of W has each W-th. A DataLoader takes one batch of each worker in turn, so a
+process gets its batches in order, and the rows of an optimizer step are the same however they are divided.
+Every worker reads the whole stream, which is cheap beside decoding, and decodes its own rows only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .sources import DataError
+
+Columns = dict[str, list]  # as long as each other
+
+
+class StreamedArtworks(IterableDataset):
+    """Rows of a stream as `Trainer` takes them: with a length, so that epochs and phases are counted as ever.
+
+    Args:
+        rows (`datasets.IterableDataset`): encoded rows with an undecoded column `image`.
+        transform (`Callable`): turns columns of raw rows into columns of ready ones, such as [`PictureTransform`].
+        num_rows (`int`, *optional*, defaults to what the stream's info records): the length of the stream.
+        shuffle_buffer (`int`, *optional*, defaults to 1000): how many undecoded rows each worker holds to draw from;
+            0 keeps the stream's order, as for evaluation.
+        seed (`int`, *optional*, defaults to 42): of the shuffling, together with the epoch.
+
+    Raises:
+        DataError: if the number of rows is not known; while iterating, if the stream holds another number.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        transform: Callable[[Columns], Columns],
+        num_rows: int | None = None,
+        shuffle_buffer: int = 1000,
+        seed: int = 42,
+    ) -> None:
+        if num_rows is None:
+            recorded = (rows.info.splits or {}).get(str(rows.split))
+            num_rows = recorded.num_examples if recorded else None
+        if num_rows is None or num_rows < 1:
+            known = "not recorded" if num_rows is None else num_rows
+            raise DataError(f"The stream's number of rows is {known}: pass num_rows, at least 1.")
+        self.rows = rows.decode(False) if rows.features else rows
+        self.transform = transform
+        self.num_rows = num_rows
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self._take_part(process_index=0, num_processes=1, batch_size=1)
+
+    def part(self, process_index: int, num_processes: int, batch_size: int) -> StreamedArtworks:
+        """What one process reads, for a DataLoader with batches of `batch_size` that nobody divides again.
+
+        Each process gets `ceil(num_rows / (num_processes * batch_size))` batches. Where there are several processes,
+        the last batch is filled up, after all of the stream's rows, with rows whose every label is unknown.
+        """
+        part = copy.copy(self)
+        part._take_part(process_index, num_processes, batch_size)
+        return part
+
+    def _take_part(self, process_index: int, num_processes: int, batch_size: int) -> None:
+        self.process_index, self.num_processes, self.batch_size = process_index, num_processes, batch_size
+        # Epoch, batches to skip. In shared memory, for persistent workers keep the dataset of the first epoch.
+        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """How many rows are yielded, those that fill up included."""
+        return self.num_rows if self.num_processes == 1 else self.num_batches * self.batch_size
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of each process."""
+        return math.ceil(self.num_rows / (self.num_processes * self.batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Reaches the workers too, from their next pass over the stream."""
+        self._shared[0] = epoch
+
+    def undivided(self, loader: Any) -> Any:
+        """Keeps accelerate's loader of this part, made with `dispatch_batches=False`, from dividing it again."""
+        if self.num_processes > 1:
+            loader.dataset.num_processes, loader.dataset.process_index = 1, 0  # an IterableDatasetShard
+            # From these two accelerate knows how many rows of the last batch that an evaluation gathers are real.
+            loader.dataset.total_dataset_length = self.num_rows
+            loader.batch_sampler.num_processes = self.num_processes
+        return loader
+
+    @staticmethod
+    def skip(loader: Any, count: int) -> None:
+        """Says that the first `count` batches of a loader's next passes, if of a stream, will be thrown away.
+
+        They come without pictures, so that nothing is decoded in vain.
+        """
+        stream = getattr(loader.dataset, "dataset", loader.dataset)
+        if isinstance(stream, StreamedArtworks):
+            stream._shared[1] = count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, to_skip = self._shared.tolist()
+        rows = self.rows
+        if self.shuffle_buffer:
+            rows = rows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+            rows.set_epoch(epoch)
+        worker = get_worker_info()
+        workers, worker_index = (worker.num_workers, worker.id) if worker else (1, 0)
+        seen, chunk = 0, Columns()
+        for number, chunk in enumerate(rows.iter(self.batch_size)):  # not iter(rows), which divides among workers
+            seen += len(chunk["image"])
+            if seen > self.num_rows:
+                break
+            batch, process = divmod(number, self.num_processes)
+            if process == self.process_index and batch % workers == worker_index:
+                yield from self._undecoded(chunk) if batch < to_skip else self._ready(chunk)
+        if seen != self.num_rows:
+            found = f"more than {self.num_rows}" if seen > self.num_rows else str(seen)
+            raise DataError(f"The stream holds {found} rows, not {self.num_rows}: pass the right number as num_rows.")
+        if (self.num_batches - 1) % workers == worker_index:
+            yield from self._padding(chunk)
+
+    def _padding(self, chunk: Columns) -> list[dict[str, Any]]:
+        """What fills up the last batch: the stream's last picture, again and again, without a label."""
+        rows_before = ((self.num_batches - 1) * self.num_processes + self.process_index) * self.batch_size
+        missing = self.batch_size - max(self.num_rows - rows_before, 0)
+        if self.num_processes == 1 or missing <= 0:
+            return []
+        last = {name: values[-1:] if name == "image" else [None] for name, values in chunk.items()}
+        return self._ready(last) * missing
+
+    def _ready(self, chunk: Columns) -> list[dict[str, Any]]:
+        return _rows_of(self.transform(chunk))
+
+    @staticmethod
+    def _undecoded(chunk: Columns) -> list[dict[str, Any]]:
+        return [{**row, "pixel_values": torch.empty(0)} for row in _rows_of(chunk)]
+
+
+def _rows_of(columns: Columns) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
