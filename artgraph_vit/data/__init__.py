@@ -4,11 +4,13 @@ from .batches import ArtGraphCollator, with_pixels
 from .pictures import find_bad_pictures, leave_out, read_picture
 from .sources import DataError, load_artworks
 from .splits import split_artworks
+from .streaming import StreamedArtworks
 from .vocabulary import build_vocabulary, encode_labels, known_row_count, label_counts
 
 __all__ = [
     "ArtGraphCollator",
     "DataError",
+    "StreamedArtworks",
     "build_vocabulary",
     "encode_labels",
     "find_bad_pictures",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -24,6 +25,8 @@ PUBLISHED = [
     "figures/*.png",
     "README.md",
 ]
+# The bases of the Hub's error are what its HTTP client raises itself, such as for a network that is down.
+HUB_ERRORS: tuple[Any, ...] = (*HfHubHTTPError.__bases__, HFValidationError)
 NEEDED = ("config.json", "preprocessor_config.json", "results.json")
 
 
@@ -75,7 +78,7 @@ def push_run(
             ignore_patterns=["checkpoint-*"],
             commit_message="Upload a trained ArtGraph ViT",
         )
-    except (*HfHubHTTPError.__bases__, HFValidationError) as error:  # its bases: what the HTTP client itself raises
+    except HUB_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder} could not be pushed to {repo_id}, and can be pushed again: {reason}") from error
     return commit.commit_url

@@ -194,6 +194,6 @@ class ArtGraphTrainingArguments(TrainingArguments):
         names = (
             *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
             *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
-            *("bf16", "fp16"),
+            "mixed_precision",
         )
         return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}

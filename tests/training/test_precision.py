@@ -44,6 +44,31 @@ def test_trainers_own_options_give_the_same_training(plain, tmp_path, options, t
     assert difference < tolerance * size
 
 
+class Autocast(TrainerCallback):
+    """The precision in which the heads compute, by phase."""
+
+    def __init__(self, model):
+        self.dtypes = {}
+        model.heads["artist"].register_forward_hook(self._note)
+        self.phase = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.phase = "heads" if int(state.epoch or 0) < args.frozen_epochs else "full"
+
+    def _note(self, module, args, output):
+        if module.training:
+            self.dtypes.setdefault(self.phase, set()).add(output.dtype)
+
+
+def test_both_phases_compute_in_bf16(tmp_path):
+    """The wrapping that phase full takes off and puts on again holds the autocast."""
+    trainer = tiny_trainer(tmp_path, bf16=True)
+    seen = Autocast(trainer.model)
+    trainer.add_callback(seen)
+    trainer.train()
+    assert seen.dtypes == {"heads": {torch.bfloat16}, "full": {torch.bfloat16}}
+
+
 def test_fused_adamw_and_sdpa_are_the_default(plain):
     assert plain.args.optim == "adamw_torch_fused"
     assert all(group["fused"] for group in plain.optimizer.optimizer.param_groups)

@@ -1,0 +1,355 @@
+"""configs/accelerate: what `accelerate launch` starts from each file, and two "machines" that train as one."""
+
+import contextlib
+import math
+import os
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from accelerate.commands import launch as accelerate_launch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from .processes import SCRIPT, final_weights
+from .tiny import tiny_trainer
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "accelerate"
+SLURM = CONFIGS / "slurm.sh"
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
+DEADLINE = 120  # seconds; the runs below take about a tenth of it
+# For each file the type, the processes on one machine, the machines and the precision.
+MEANING = {
+    "one_cpu": (DistributedType.NO, 1, 1, "no"),
+    "several_cpu": (DistributedType.MULTI_GPU, 2, 1, "no"),
+    "one_gpu": (DistributedType.NO, 1, 1, "bf16"),
+    "several_gpus": (DistributedType.MULTI_GPU, 4, 1, "bf16"),
+    "several_machines": (DistributedType.MULTI_GPU, 4, 2, "bf16"),
+    "fsdp2": (DistributedType.FSDP, 4, 1, "bf16"),
+    "deepspeed_zero2": (DistributedType.DEEPSPEED, 4, 1, "bf16"),
+}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """`launched(*arguments)`: what `accelerate launch` with these arguments would start, without starting it."""
+    starts: list[types.SimpleNamespace] = []
+
+    def several(options) -> None:
+        starts.append(
+            types.SimpleNamespace(
+                processes=int(options.nproc_per_node),
+                machines=int(str(options.nnodes).split(":")[-1]),
+                rank=options.node_rank,
+                endpoint=options.rdzv_endpoint,
+                script=[options.training_script, *options.training_script_args],
+                environment=dict(os.environ),
+            )
+        )
+
+    def one(command, env):
+        starts.append(
+            types.SimpleNamespace(processes=1, machines=1, rank=0, script=command[1:], environment=dict(env))
+        )
+        return types.SimpleNamespace(wait=lambda: 0, returncode=0)
+
+    # DeepSpeed need not be there for its launcher to be looked at.
+    runner = types.SimpleNamespace(DEEPSPEED_ENVIRONMENT_NAME="")
+
+    def launch(*arguments: str) -> types.SimpleNamespace:
+        with monkeypatch.context() as patch, contextlib.chdir(ROOT):
+            patch.setattr("torch.distributed.run.run", several)
+            patch.setattr(accelerate_launch.subprocess, "Popen", one)
+            patch.setattr(accelerate_launch, "is_deepspeed_available", lambda: True)
+            patch.setitem(sys.modules, "deepspeed.launcher.runner", runner)
+            options = accelerate_launch.launch_command_parser().parse_args(list(arguments))
+            accelerate_launch.launch_command(options)
+        return starts.pop()
+
+    return launch
+
+
+def command_of(path: Path) -> list[str]:
+    """The command in a file's second line, as a user fills it in."""
+    command = path.read_text().splitlines()[1].removeprefix("#   ")
+    words = shlex.split(command.replace("IP_OF_RANK_0", "127.0.0.1").replace("RANK", "1").replace("DATA", "/data"))
+    assert words[:2] == ["accelerate", "launch"]
+    return words[2:]
+
+
+def test_every_config_is_known_here():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == MEANING.keys()
+
+
+@pytest.mark.parametrize("name", MEANING)
+def test_accelerate_reads_every_key_of_a_config(name):
+    """Keys in a section, and those that stand behind a default of the launcher, it would ignore without a word."""
+    path = CONFIGS / f"{name}.yaml"
+    assert load_config_from_file(str(path)).distributed_type == MEANING[name][0]
+    options = accelerate_launch.launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    known = {*vars(options), "use_cpu"}  # which has no option of that name, but is looked at
+    options, *_ = accelerate_launch._validate_launch_command(options)
+    given = yaml.safe_load(path.read_text())
+    sections = [given.pop(section, {}) for section in ("fsdp_config", "deepspeed_config")]
+    del given["compute_environment"], given["distributed_type"]
+    for values in (given, *sections):
+        assert values.keys() <= known
+        assert {key: getattr(options, key) for key in values} == values
+
+
+@pytest.mark.parametrize("name", MEANING)
+def test_the_command_in_a_config_starts_what_it_says(name, launched):
+    path = CONFIGS / f"{name}.yaml"
+    distributed_type, processes, machines, precision = MEANING[name]
+    start = launched(*command_of(path))
+    assert (start.processes, start.machines) == (processes, machines)
+    assert start.environment["ACCELERATE_MIXED_PRECISION"] == precision
+    assert (start.environment.get("ACCELERATE_USE_FSDP") == "true") == (distributed_type == DistributedType.FSDP)
+    assert (start.environment.get("ACCELERATE_USE_DEEPSPEED") == "true") == (
+        distributed_type == DistributedType.DEEPSPEED
+    )
+    if machines > 1:
+        assert (start.rank, start.endpoint) == (1, "127.0.0.1:29500")
+
+    script, config, *options = start.script
+    assert (ROOT / script).is_file()
+    recipe = yaml.safe_load((ROOT / config).read_text())
+    if "--per_device_train_batch_size" in options:
+        rows = int(options[options.index("--per_device_train_batch_size") + 1])
+        assert rows * processes * machines == recipe["per_device_train_batch_size"]
+    else:
+        assert processes * machines == 1
+    if name == "one_cpu":
+        assert start.environment["ACCELERATE_USE_CPU"] == "True"
+    if name == "several_cpu":
+        assert "--use_cpu" in options
+    if name == "one_gpu":
+        assert start.environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_fsdp2_shards_blocks_and_saves_whole_weights(launched, monkeypatch):
+    start = launched(*command_of(CONFIGS / "fsdp2.yaml"))
+    for name, value in start.environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert not plugin.cpu_ram_efficient_loading
+
+
+def test_deepspeed_is_zero2_and_leaves_the_rest_to_the_trainer(launched, monkeypatch):
+    start = launched(*command_of(CONFIGS / "deepspeed_zero2.yaml"))
+    for name, value in start.environment.items():
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.setenv(name, value)
+    config = DeepSpeedPlugin().deepspeed_config
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"
+    assert "--bf16" in start.script  # DeepSpeed's precision and the Trainer's must be told alike
+
+
+# ---- for real ----
+
+
+def start_machine(log: Path, config: str, *arguments: object) -> subprocess.Popen:
+    """One `accelerate launch`, whose processes talk over the loopback interface alone."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "GLOO_SOCKET_IFNAME": next(name for _, name in socket.if_nameindex() if name.startswith("lo")),
+    }
+    command = [*LAUNCH, "--config_file", CONFIGS / f"{config}.yaml", *arguments]
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [str(word) for word in command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+@contextlib.contextmanager
+def ended(*machines: subprocess.Popen) -> Iterator[None]:
+    """Whatever happens inside, no process of these launchers outlives it."""
+    try:
+        yield
+    finally:
+        for machine in machines:
+            if machine.poll() is None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for process in psutil.Process(machine.pid).children(recursive=True):
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            process.kill()
+                machine.kill()
+                machine.wait()
+
+
+def wait_for(*machines: subprocess.Popen) -> list[int]:
+    end = time.monotonic() + DEADLINE
+    return [machine.wait(timeout=max(0.1, end - time.monotonic())) for machine in machines]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_several_cpu_starts_two_processes(tmp_path):
+    log = tmp_path / "log"
+    machine = start_machine(log, "several_cpu", SCRIPT, tmp_path, "num_train_epochs=2", "frozen_epochs=1")
+    with ended(machine):
+        assert wait_for(machine) == [0], log.read_text()[-3000:]
+    assert (tmp_path / "world-size-2").exists()
+    first, second = final_weights(tmp_path, 0), final_weights(tmp_path, 1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_machines_killed_and_resumed_train_the_model_of_one_process(tmp_path):
+    """Four processes under two launchers, killed in phase `full`; the best checkpoint is not the last."""
+    # Epoch 3 of 4 is best by this metric, so the best checkpoint is from before the kill and the last from after it.
+    options = {"head_dropout": 0.0, "metric_for_best_model": "genre_macro_precision"}
+    alone = tiny_trainer(tmp_path / "one", **options)
+    alone.train()
+    best = Path(alone.state.best_model_checkpoint).name
+    assert best == "checkpoint-12"
+
+    folder = tmp_path / "four"
+    words = ['metric_for_best_model="genre_macro_precision"', "head_dropout=0.0", "per_device_train_batch_size=4"]
+
+    def run(*arguments: object) -> tuple[list[int], str]:
+        port = free_port()
+        logs = [tmp_path / f"machine-{rank}.log" for rank in (0, 1)]
+        cluster = ("--num_machines", 2, "--num_processes", 4, "--mixed_precision", "no")
+        address = ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+        machines = [
+            start_machine(
+                log, "several_machines", *cluster, *address, "--machine_rank", rank, SCRIPT, folder, *words, *arguments
+            )
+            for rank, log in enumerate(logs)
+        ]
+        with ended(*machines):
+            codes = wait_for(*machines)
+        return codes, "".join(log.read_text()[-3000:] for log in logs)
+
+    codes, text = run("--kill-at", 14)
+    assert all(code != 0 for code in codes), text
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8", "checkpoint-12"}
+    assert not list(folder.glob("world-size-*"))
+    codes, text = run("--resume", "last", "--model-seed", 3)
+    assert codes == [0, 0], text
+
+    assert (folder / "world-size-4").exists()
+    weights = [final_weights(folder, process) for process in range(4)]
+    for name, tensor in weights[0].items():
+        assert all(torch.equal(other[name], tensor) for other in weights[1:]), name
+    state = TrainerState.load_from_json(folder / "trainer_state.json")
+    assert Path(state.best_model_checkpoint).name == best
+    saved = load_file(folder / best / "model.safetensors")
+    assert saved.keys() == weights[0].keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in weights[0].items())
+    for checkpoint in ("checkpoint-8", best, "checkpoint-16"):  # the end of phase heads, the best, the last
+        expected = load_file(tmp_path / "one" / checkpoint / "model.safetensors")
+        actual = load_file(folder / checkpoint / "model.safetensors")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(actual[name], tensor, atol=1e-4, rtol=1e-3)
+    for one, other in zip(alone.state.log_history, state.log_history, strict=False):
+        assert (one["step"], one["epoch"]) == (other["step"], other["epoch"])
+        for name in ("loss", "eval_loss", "eval_avg_macro_f1"):
+            assert math.isclose(one.get(name, 0.0), other.get(name, 0.0), rel_tol=1e-3), name
+
+
+# ---- Slurm ----
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """`slurm(*arguments, **environment)`: runs slurm.sh for two machines, with stand-ins for Slurm's programs."""
+    programs = {
+        "scontrol": 'test "$*" = "show hostnames node-[a-b]" && printf "node-a\\nnode-b\\n"',
+        # Runs the command on each machine: what follows its own options.
+        "srun": 'while [[ $1 == --* ]]; do shift; done; for id in 0 1; do SLURM_NODEID=$id "$@" || exit; done',
+        "accelerate": "printf '%s\\0' \"$@\" >> launches; printf '\\n' >> launches",
+    }
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    job = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_CPUS_PER_TASK": "32",
+    }
+
+    def run(*arguments: str, **changes: str | None) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
+        environment = {name: value for name, value in (job | changes).items() if value is not None}
+        done = subprocess.run(
+            [shutil.which("bash"), SLURM, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        log = tmp_path / "launches"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return done, [line.split("\0")[:-1] for line in lines]
+
+    return run
+
+
+def test_slurm_script_is_a_batch_script():
+    assert subprocess.run(["bash", "-n", SLURM], capture_output=True).returncode == 0
+    lines = SLURM.read_text().splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert "#SBATCH --requeue" in lines
+    assert "set -euo pipefail" in lines
+    assert SLURM.stat().st_mode & stat.S_IXUSR
+
+
+def test_slurm_starts_one_launcher_a_machine(slurm, launched):
+    own = ["configs/artgraph.yaml", "--source", "/data/art graph", "--per_device_train_batch_size", "4"]
+    done, launches = slurm(*own)
+    assert done.returncode == 0, done.stderr
+    assert [words[0] for words in launches] == ["launch", "launch"]
+    starts = [launched(*words[1:]) for words in launches]
+    assert [start.rank for start in starts] == [0, 1]
+    assert {start.endpoint for start in starts} == {"node-a:24567"}
+    for start in starts:
+        assert (start.processes, start.machines) == (4, 2)
+        assert start.environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+        assert start.script == ["scripts/train.py", *own, "--resume_from_checkpoint", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SLURM_GPUS_ON_NODE": None}, "ask for GPUs with --gpus-per-node"),
+        ({"SLURM_JOB_NODELIST": "elsewhere"}, ""),  # scontrol fails
+    ],
+)
+def test_slurm_script_stops_where_something_is_missing(slurm, changes, message):
+    done, launches = slurm("configs/artgraph.yaml", **changes)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not launches
