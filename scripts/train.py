@@ -35,7 +35,7 @@ def main() -> None:
     )
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-    checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
+    checkpoint_to_resume(args, args.resume_from_checkpoint)  # what is wrong with it, before the data is read
 
     set_seed(args.seed)
     image_processor = load_image_processor(model_args)
@@ -52,7 +52,7 @@ def main() -> None:
         processing_class=image_processor,
     )
     trainer.add_callback(FrozenPhaseTest(trainer, pictures["test"]))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     results = finish_run(trainer, splits, pictures["test"], model_args, data_args, card_args)
 
     if trainer.is_world_process_zero():

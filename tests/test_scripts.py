@@ -1,5 +1,6 @@
 """The scripts as a user runs them, in processes of their own, on a small edition of the embedded dataset."""
 
+import csv
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from artgraph_vit import ArtGraphViTForImageClassification
 ROOT = Path(__file__).parents[1]
 SMALL = (
     *("--embedded_artworks", "160", "--min_count", "8", "--num_train_epochs", "3", "--frozen_epochs", "1"),
-    *("--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--use_cpu"),
+    *("--dataloader_num_workers", "1", "--use_cpu"),  # persistent, as in the demo
 )
 
 
@@ -38,8 +39,13 @@ def run(script: str, *arguments: object, fails: bool = False, **options) -> str:
     return error if fails else out
 
 
+def common(folder: Path) -> tuple:
+    """The embedded dataset and the features of its frozen backbone, of which one copy serves all runs."""
+    return ("--embedded_folder", folder / "embedded", "--feature_cache_dir", folder / "features")
+
+
 def train(folder: Path, *arguments: object, **options) -> str:
-    where = ("--output_dir", folder / "run", "--embedded_folder", folder / "embedded")
+    where = ("--output_dir", folder / "run", *common(folder))
     return run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, **options)
 
 
@@ -73,6 +79,19 @@ def test_a_run_leaves_what_it_should(trained):
     assert results["majority_metrics"].keys() == results["metrics"].keys()
     assert 0 < results["known_rows"]["media"] < results["rows"]
     assert results["versions"]["transformers"]
+    assert results["seed"] == 42
+    listed = {
+        split: (folder / "embedded" / "splits" / f"{split}.txt").read_text().split() for split in ("val", "test")
+    }
+    with open(folder / "embedded" / "artgraph_dataset.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split, prefix in (("test", ""), ("val", "eval_")):  # each figure stems from the rows of its own split
+        own = [row for row in rows if row["image"] in listed[split]]
+        known = {task: sum(bool(row[task]) for row in own) for task in results["task_losses"]}
+        history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+        last = next(entry for entry in reversed(history) if "eval_loss" in entry)
+        found = results["known_rows"] if not prefix else {task: last[f"eval_{task}_known_rows"] for task in known}
+        assert found == known
 
     history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
     assert [log["epoch"] for log in history if "eval_loss" in log] == [1, 2, 3]
@@ -88,6 +107,22 @@ def test_a_run_leaves_what_it_should(trained):
     assert str(folder) not in (run_folder / "config.json").read_text() + (run_folder / "README.md").read_text()
 
 
+def test_a_finished_run_started_again_is_not_trained_with_other_options(trained):
+    folder, _ = trained
+    before = (folder / "run" / "results.json").read_text()
+    error = train(folder, "--learning_rate", "0.5", "--head_dropout", "0.7", fails=True)
+    assert "was made with" in error
+    assert "head_dropout=0.1, learning_rate=0.001" in error
+    assert (folder / "run" / "results.json").read_text() == before
+
+
+def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path):
+    for checkpoint in (tmp_path, "nosuch/model"):
+        error = run("evaluate.py", "configs/demo.yaml", "--checkpoint", checkpoint, fails=True)
+        assert f"The checkpoint '{checkpoint}' cannot be loaded" in error
+        assert "Traceback" not in error
+
+
 def test_evaluate_finds_the_figures_of_the_run(trained, tmp_path):
     folder, _ = trained
     options = (*SMALL, "--embedded_folder", folder / "embedded", "--results_dir", tmp_path)
@@ -101,7 +136,7 @@ def test_evaluate_finds_the_figures_of_the_run(trained, tmp_path):
 
 def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
     folder, _ = trained
-    where = ("--output_dir", tmp_path / "run", "--embedded_folder", folder / "embedded")
+    where = ("--output_dir", tmp_path / "run", *common(folder))
     process = start("train.py", "configs/demo.yaml", *SMALL, *where, start_new_session=True)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
@@ -126,11 +161,19 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--source", "/nowhere/at/all"), "There is no folder '/nowhere/at/all'"),
         (("--tasks", "artist", "century"), "has no column 'century' for the task 'century'"),
         (("--min_count", "100000"), "lower min_count"),
+        (("--backbone", "nosuch/backbone"), "The backbone 'nosuch/backbone' cannot be used: "),
+        (("--pooling", "max"), "pooling='max': use one of cls, mean, pooler"),
+        (("--pooling", "pooler"), "this backbone gives no pooled vector; use cls or mean"),
+        (("--loss_epsilon", "0.1"), "loss_epsilon=0.1: use a number from 0 to 1e-6"),
+        (("--source", "nosuch/dataset"), "The source 'nosuch/dataset' cannot be read as a dataset"),
+        (("--embedded_artworks", "99"), "paint at least 100 artworks"),
+        (("--output_dir", "/proc/run"), "/proc/run cannot be written to"),
+        (("--stratify_by", "gerne"), "has no column 'gerne' to stratify the split by"),
     ],
 )
 def test_wrong_data_is_one_sentence(trained, tmp_path, arguments, message):
     folder, _ = trained
-    where = ("--output_dir", tmp_path, "--embedded_folder", folder / "embedded")
+    where = ("--output_dir", tmp_path, *common(folder))
     error = run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, fails=True)
     assert message in error
     assert "Traceback" not in error
@@ -138,7 +181,7 @@ def test_wrong_data_is_one_sentence(trained, tmp_path, arguments, message):
 
 def test_two_processes_train_from_the_script(trained, tmp_path):
     folder, _ = trained
-    where = ("--output_dir", tmp_path / "run", "--embedded_folder", folder / "embedded")
+    where = ("--output_dir", tmp_path / "run", *common(folder))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     out = run(
         *("train.py", "configs/demo.yaml", *SMALL, *where),

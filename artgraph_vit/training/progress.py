@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from transformers import ProgressCallback
 
+SECONDS_BETWEEN_LOSSES = 2.0  # on the bar
+
 
 class EpochTable(ProgressCallback):
     """Takes the place of `Trainer`'s progress bar, whose logs are one long line of JSON.
@@ -41,7 +43,7 @@ class EpochTable(ProgressCallback):
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
         if self.training_bar is not None and time.monotonic() > self._next_losses:  # reading them makes a GPU wait
-            self._next_losses = time.monotonic() + 2
+            self._next_losses = time.monotonic() + SECONDS_BETWEEN_LOSSES
             losses = {name: f"{loss:.3g}" for name, loss in self.running_losses().items()}
             self.training_bar.set_postfix(losses, refresh=False)
 
