@@ -19,6 +19,8 @@ TINY = {
     "image_size": 16,
     "patch_size": 8,
 }
+torch.set_num_threads(1)  # tiny models are not worth more, and two test processes share two cores
+
 COLUMNS = ("image", "artist", "style", "genre", "tags", "media")
 
 

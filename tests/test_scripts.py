@@ -107,6 +107,19 @@ def test_a_run_leaves_what_it_should(trained):
     assert str(folder) not in (run_folder / "config.json").read_text() + (run_folder / "README.md").read_text()
 
 
+def test_a_shorter_demo_learns(tmp_path):
+    """On 700 pictures instead of 1,600, for 12 epochs instead of 32."""
+    size = ("--embedded_artworks", "700", "--min_count", "12", "--num_train_epochs", "12", "--frozen_epochs", "3")
+    run("train.py", "configs/demo.yaml", *SMALL, *size, "--output_dir", tmp_path / "run", *common(tmp_path))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    average, frozen, majority = (
+        results[name]["avg_macro_f1"] for name in ("metrics", "frozen_metrics", "majority_metrics")
+    )
+    assert average > frozen + 0.1 > majority + 0.2
+    for task in results["task_losses"]:
+        assert results["metrics"][f"{task}_macro_f1"] > results["majority_metrics"][f"{task}_macro_f1"], task
+
+
 def test_a_finished_run_started_again_is_not_trained_with_other_options(trained):
     folder, _ = trained
     before = (folder / "run" / "results.json").read_text()
