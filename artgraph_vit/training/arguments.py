@@ -8,10 +8,13 @@ and the checkpoint with the best `avg_macro_f1`.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
+
+from ..errors import UserError
 
 CLASS_WEIGHTS = ("balanced", "none")
 EMBEDDED = "embedded"
@@ -183,6 +186,8 @@ class ArtGraphTrainingArguments(TrainingArguments):
                 "push_to_hub publishes Trainer's own card: leave it out, and run scripts/push.py afterwards."
             )
         super().__post_init__()
+        if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
+            raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
         division: Any = self.accelerator_config
         if division.split_batches or not division.even_batches:
             raise ValueError("accelerator_config: split_batches must be false and even_batches true, as by default.")

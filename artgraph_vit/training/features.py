@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import PictureTransform, picture_transform
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from .engines import whole
 
 if TYPE_CHECKING:
     from .trainer import ArtGraphTrainer
@@ -68,7 +69,8 @@ def frozen_features(trainer: ArtGraphTrainer, pictures: Any) -> FeatureRows | No
     if transform is None:
         return None
     folder = Path(trainer.args.feature_cache_dir or Path(config.HF_CACHE_HOME) / "artgraph_vit" / "features")
-    key = [_key(trainer, pictures, transform) if trainer.is_world_process_zero() else ""]
+    digest = _digest_of_backbone(trainer, transform)
+    key = [_key(digest, pictures) if trainer.is_world_process_zero() else ""]
     if trainer.args.world_size > 1:
         broadcast_object_list(key)
     path = folder.expanduser() / f"{key[0]}.npy"
@@ -116,8 +118,8 @@ def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _key(trainer: ArtGraphTrainer, pictures: Dataset, transform: PictureTransform) -> str:
-    """A hash of the backbone's weights, the image processor, the precision and the pictures."""
+def _digest_of_backbone(trainer: ArtGraphTrainer, transform: PictureTransform) -> Any:
+    """A hash of the backbone's weights, the image processor and the precision; all processes must ask for it."""
     model: ArtGraphViTForImageClassification = trainer.model
     backbone_config: Any = model.config.backbone_config
     digest = hashlib.sha256()
@@ -126,7 +128,13 @@ def _key(trainer: ArtGraphTrainer, pictures: Dataset, transform: PictureTransfor
     digest.update(json.dumps([backbone_config.to_dict(), processor, precision], default=str).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        weights: Any = whole(tensor)  # each process may hold a part
+        digest.update(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest
+
+
+def _key(digest: Any, pictures: Dataset) -> str:
+    """The hash goes on over the pictures, which each process can see."""
     for row in pictures.with_format(None).select_columns(["image"]):
         image = row["image"]
         if image["bytes"] is not None:

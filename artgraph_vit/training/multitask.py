@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import slice_tensors
-from transformers import EvalPrediction, ProgressCallback, Trainer
+from transformers import EvalPrediction, ProgressCallback
 
 from ..data import ArtGraphCollator
 from ..data.streaming import StreamedArtworks
@@ -25,11 +25,12 @@ from ..metrics import MultiTaskMetrics
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
+from .engines import EngineTrainer, whole
 from .finite import FiniteLossCheck
 from .progress import EpochTable
 
 
-class MultiTaskTrainer(Trainer):
+class MultiTaskTrainer(EngineTrainer):
     """Trains an [`ArtGraphViTForImageClassification`] in one phase.
 
     Args:
@@ -158,7 +159,7 @@ class MultiTaskTrainer(Trainer):
         if "loss" in logs and "learning_rate" in logs:
             losses = self._means(self.accelerator.reduce(self._train_sums, reduction="sum"))
             self._train_sums = torch.zeros_like(self._train_sums)
-            weights = torch.exp(-self.model.log_variances.detach().double()).tolist()
+            weights = torch.exp(-whole(self.model.log_variances.detach()).double()).tolist()
             logs |= {f"{name}_loss": loss for name, loss in losses.items()}
             logs |= {f"{task.name}_weight": weight for task, weight in zip(self.config.tasks, weights, strict=True)}
         super().log(logs, start_time)
@@ -220,7 +221,7 @@ class MultiTaskTrainer(Trainer):
         numerators, denominators = self._eval_sums
         is_known = torch.tensor([rows > 0 for rows in known_rows.values()], device=numerators.device)
         losses = numerators / torch.where(is_known, denominators, 1.0)
-        log_variances = self.model.log_variances.detach()
+        log_variances = whole(self.model.log_variances.detach())
         metrics["loss"] = join_task_losses(losses, is_known, log_variances, self.config.loss_epsilon).item()
         for name, loss, rows in zip(known_rows, losses.tolist(), known_rows.values(), strict=True):
             if rows:

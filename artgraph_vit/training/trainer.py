@@ -75,6 +75,7 @@ class ArtGraphTrainer(MultiTaskTrainer):
         if checkpoint is not None:
             self._record.refuse_other(self._resumed, checkpoint)
             self._refuse_other_tasks(checkpoint)
+            self._refuse_other_engine(checkpoint)
         refuse_full_disk(self.args, self.model)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -97,17 +98,9 @@ class ArtGraphTrainer(MultiTaskTrainer):
         return super()._prepare_for_training(phase_steps, train_dataloader, resume_from_checkpoint)
 
     def _set_phase(self, phase: str) -> None:
-        """Sets what learns, and takes off the wrapping, which knows the parameters that learned so far."""
+        """Sets what learns."""
         self._record.phase = phase
-        self.model = self.accelerator.unwrap_model(
-            self.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
-        )
-        self.model._is_accelerate_prepared = False  # type: ignore[assignment]  # else autocast is not put on again
-        self.model_wrapped = self.model
-        self.optimizer = self.lr_scheduler = None
-        self.accelerator._models.clear()
-        self.accelerator._optimizers.clear()
-        self.accelerator._schedulers.clear()
+        self._unwrap()
         if phase == HEADS:
             self.model.freeze_backbone()
         else:

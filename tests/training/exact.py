@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
+from artgraph_vit.training.engines import whole
 from artgraph_vit.training.trainer import ArtGraphTrainer
 from tests.training.tiny import TASKS, RandomArtworks, tiny_model
 
@@ -43,7 +44,7 @@ class KeepGradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = {
-            name.removeprefix("module."): parameter.grad.clone()
+            name.removeprefix("module."): whole(parameter.grad).clone()
             for name, parameter in model.named_parameters()
             if parameter.requires_grad  # one without a gradient is an error here
         }
