@@ -1,0 +1,111 @@
+"""What an engine must get right, on one start of its processes: see main.
+
+python engine_run.py OUTPUT_DIR PICTURES PROCESSES
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from artgraph_vit.training.engines import is_sharded, whole
+from tests.training.exact import build_trainer
+from tests.training.tiny import EVAL_ROWS, TRAIN_ROWS, artworks, tiny_trainer
+
+# The artists are told apart in phase heads already, which ends at step 8: the best checkpoint is one of it.
+OPTIONS = {
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "logging_strategy": "steps",
+    "logging_steps": 3,
+    "metric_for_best_model": "artist_macro_f1",
+    "head_dropout": 0.0,
+}
+STOPS = (3, 9, 13)  # in phase heads, behind the boundary before phase full has a checkpoint, in phase full
+ROWS = 64
+ACCUMULATIONS = (1, 4)
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Stopped
+
+
+class Precision(TrainerCallback):
+    """The precision of what the optimizer moves, and of what the heads compute."""
+
+    def __init__(self):
+        self.dtypes = set()
+
+    def watch(self, model) -> None:
+        model.heads["artist"].register_forward_hook(lambda head, inputs, output: self.dtypes.add(f"{output.dtype}"))
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.dtypes |= {f"weights {p.dtype}" for group in optimizer.param_groups for p in group["params"]}
+
+
+def save_final(trainer, path: Path) -> None:
+    weights = {name: whole(tensor).contiguous() for name, tensor in trainer.model.state_dict().items()}
+    if trainer.is_world_process_zero():
+        save_file(weights, path)
+
+
+def main() -> None:
+    folder, painted, rows = Path(sys.argv[1]), Path(sys.argv[2]), 16 // int(sys.argv[3])
+    torch.set_num_threads(1)
+    options = {"head_dropout": 0.0, "per_device_train_batch_size": rows}
+
+    trainer = tiny_trainer(folder / "whole", **(OPTIONS | options))
+    trainer.train()
+    metrics = {"best": trainer.evaluate()}
+    trainer.save_state()
+    save_final(trainer, folder / "whole.safetensors")
+
+    for seed, step in enumerate((*STOPS, None)):  # each goes on from the checkpoint of the one before
+        stop = [] if step is None else [StopAt(step)]
+        trainer = tiny_trainer(folder / "stopped", seed, callbacks=stop, **(OPTIONS | options))
+        try:
+            trainer.train(resume_from_checkpoint="auto")
+        except Stopped:
+            continue
+    trainer.evaluate()
+    trainer.save_state()
+    save_final(trainer, folder / "stopped.safetensors")
+
+    # An evaluation before training, then frozen features, then everything.
+    pictures = (artworks(painted, TRAIN_ROWS, 1), artworks(painted, EVAL_ROWS, 2))
+    trainer = tiny_trainer(folder / "cached", datasets=pictures, feature_cache_dir=str(folder / "cache"), **options)
+    metrics["before"] = trainer.evaluate()
+    trainer.train()
+    metrics["after"] = trainer.evaluate()
+    save_final(trainer, folder / "cached.safetensors")
+
+    seen = Precision()
+    trainer = tiny_trainer(folder / "bf16", callbacks=[seen], bf16=True, load_best_model_at_end=False, **options)
+    seen.watch(trainer.model)
+    trainer.train()
+    save_final(trainer, folder / "bf16.safetensors")
+
+    for accumulation in ACCUMULATIONS:  # gradients, in float64
+        trainer = build_trainer(folder, ROWS, accumulation)
+        trainer.train()
+    report = {"metrics": metrics, "dtypes": sorted(seen.dtypes), "is_sharded": is_sharded(trainer.model)}
+    (folder / f"report-{trainer.args.process_index}.json").write_text(json.dumps(report))
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""FSDP2 on two CPU processes trains the model of one; an engine that would not be in use is an error."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, TrainerState
+
+from artgraph_vit import ArtGraphViTForImageClassification
+from artgraph_vit.training.checkpoints import damage
+
+from .engine_run import ACCUMULATIONS, OPTIONS
+from .processes import SCRIPT, final_weights, run_tiny
+from .test_exact import closed_form_gradients, relative_error
+from .test_kill import assert_close, without_times
+from .tiny import EVAL_ROWS, TRAIN_ROWS, artworks, tiny_trainer
+
+ON_CPU = Path(__file__).with_name("fsdp_on_cpu.py")
+ENGINE_RUN = Path(__file__).with_name("engine_run.py")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Painted before several processes ask for them at a time."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for rows, seed in ((TRAIN_ROWS, 1), (EVAL_ROWS, 2)):
+        artworks(folder, rows, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, pictures) -> Path:
+    """engine_run.py on one process."""
+    folder = tmp_path_factory.mktemp("one")
+    run_tiny(folder, pictures, 1, script=ENGINE_RUN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, pictures) -> Path:
+    """The same on two processes, with FSDP2."""
+    folder = tmp_path_factory.mktemp("two")
+    run_tiny(ENGINE_RUN, folder, pictures, 2, script=ON_CPU, processes=2)
+    return folder
+
+
+def report(folder: Path, process: int = 0) -> dict:
+    return json.loads((folder / f"report-{process}.json").read_text())
+
+
+def assert_same_end(actual: Path, expected: Path) -> None:
+    """The last checkpoint, the state of the optimizer and the log history, to the last bit."""
+    last = "checkpoint-16"
+    assert_close(*(load_file(folder / last / "model.safetensors") for folder in (actual, expected)), 0.0)
+    states = [torch.load(folder / last / "optimizer.bin", weights_only=True) for folder in (actual, expected)]
+    assert len(states[0]["state"]) == len(load_file(expected / last / "model.safetensors")) - 2  # class weights
+    for name, state in states[1]["state"].items():
+        assert_close(states[0]["state"][name], state, 0.0)
+    logs = [TrainerState.load_from_json(folder / "trainer_state.json") for folder in (actual, expected)]
+    assert logs[0].best_global_step == logs[1].best_global_step
+    histories = [[without_times(entry) for entry in log.log_history] for log in logs]
+    assert histories[0] == histories[1]
+
+
+def test_fsdp2_trains_the_model_of_one_process(one, two):
+    assert report(two)["is_sharded"]
+    for checkpoint in (2, 8, 10, 16):  # phase heads from its start to its end, then phase full
+        path = f"whole/checkpoint-{checkpoint}/model.safetensors"
+        assert_close(load_file(two / path), load_file(one / path), 1e-4)
+    logs = [TrainerState.load_from_json(folder / "whole" / "trainer_state.json") for folder in (two, one)]
+    for actual, expected in zip(*(log.log_history for log in logs), strict=True):
+        for name in ("step", "loss", "artist_loss", "artist_weight", "grad_norm", "eval_loss"):
+            assert actual.get(name, 0) == pytest.approx(expected.get(name, 0), rel=1e-3), name
+
+
+def test_a_checkpoint_of_fsdp2_is_one_of_from_pretrained(two):
+    checkpoints = sorted((two / "whole").glob("checkpoint-*"))
+    assert len(checkpoints) == 8
+    for checkpoint in checkpoints:
+        assert damage(checkpoint) is None
+        names = {path.name for path in checkpoint.iterdir()}
+        assert {"model.safetensors", "modeling_artgraph_vit.py", "tasks.py", "optimizer.bin"} <= names
+        assert not any(name.startswith(("pytorch_model", "_fsdp")) for name in names)
+        config = json.loads((checkpoint / "config.json").read_text())
+        assert config["architectures"] == ["ArtGraphViTForImageClassification"]
+    last = two / "whole" / "checkpoint-16"
+    model = ArtGraphViTForImageClassification.from_pretrained(last)
+    assert_close(dict(model.state_dict()), load_file(last / "model.safetensors"), 0.0)
+    travelled = AutoModelForImageClassification.from_pretrained(last, trust_remote_code=True)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert_close(travelled(pixels).logits, model(pixels).logits, 0.0)
+
+
+def test_fsdp2_ends_with_its_best_checkpoint(two):
+    state = TrainerState.load_from_json(two / "whole" / "trainer_state.json")
+    assert state.best_global_step <= 8
+    best = load_file(Path(state.best_model_checkpoint) / "model.safetensors")
+    assert_close(load_file(two / "whole.safetensors"), best, 0.0)
+    scores = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
+    for process in (0, 1):
+        assert report(two, process)["metrics"]["best"]["eval_loss"] == pytest.approx(scores["eval_loss"], rel=1e-6)
+
+
+def test_fsdp2_stopped_in_each_phase_and_resumed_ends_like_a_run_that_was_not(two):
+    assert_same_end(two / "stopped", two / "whole")
+    assert_close(load_file(two / "stopped.safetensors"), load_file(two / "whole.safetensors"), 0.0)
+
+
+def test_fsdp2_killed_behind_the_boundary_ends_like_a_run_that_was_not(two, tmp_path):
+    words = [f"{name}={json.dumps(value)}" for name, value in OPTIONS.items()]
+    arguments = (SCRIPT, tmp_path, *words, "per_device_train_batch_size=8", "--resume", "auto", "--model-seed")
+    killed = run_tiny(*arguments, 0, "--kill-at", 9, script=ON_CPU, processes=2, check=False)
+    assert f"exitcode  : -{signal.SIGKILL.value}" in killed.stderr
+    run_tiny(*arguments, 7, script=ON_CPU, processes=2)
+    assert_same_end(tmp_path, two / "whole")
+    for process in (0, 1):
+        assert_close(final_weights(tmp_path, process), load_file(two / "whole.safetensors"), 0.0)
+
+
+def test_another_engine_does_not_resume_a_checkpoint_of_fsdp2(two, tmp_path):
+    trainer = tiny_trainer(tmp_path, head_dropout=0.0)
+    with pytest.raises(ValueError, match=r"was made with FSDP2, and this run does not use it: resume with the config"):
+        trainer.train(resume_from_checkpoint=str(two / "whole" / "checkpoint-6"))
+
+
+def test_fsdp2_evaluates_before_training_and_trains_on_frozen_features(one, two):
+    for process in (0, 1):
+        for when in ("before", "after"):
+            actual, expected = (report(folder, at)["metrics"][when] for folder, at in ((two, process), (one, 0)))
+            for name in ("eval_loss", "eval_artist_loss", "eval_avg_macro_f1", "eval_artist_known_rows"):
+                assert actual[name] == pytest.approx(expected[name], rel=1e-4)
+    names = [{path.name for path in (folder / "cache").glob("*.npy")} for folder in (one, two)]
+    assert len(names[0]) == 2  # train and evaluation
+    assert names[0] == names[1]  # the key is that of the whole weights
+    assert_close(load_file(two / "cached.safetensors"), load_file(one / "cached.safetensors"), 1e-4)
+
+
+def test_fsdp2_computes_in_bf16_and_keeps_weights_in_float32(one, two):
+    assert report(two)["dtypes"] == report(one)["dtypes"] == ["torch.bfloat16", "weights torch.float32"]
+    weights = [load_file(folder / "bf16.safetensors") for folder in (two, one)]
+    assert {tensor.dtype for tensor in weights[0].values()} == {torch.float32}
+    assert_close(*weights, 0.02)
+
+
+@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
+def test_a_steps_gradient_is_exact_with_fsdp2(one, two, accumulation):
+    for process in (0, 1):
+        for step in (0, 1):
+            actual = load_file(two / f"gradients-{process}-{accumulation}-{step}.safetensors")
+            assert relative_error(actual, load_file(one / f"gradients-0-1-{step}.safetensors")) < 1e-12
+        first = load_file(two / f"gradients-{process}-{accumulation}-0.safetensors")
+        assert relative_error(first, closed_form_gradients()) < 1e-12
+
+
+# ---- engines that are not in use ----
+
+
+def test_fsdp_that_is_not_in_use_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"asks for FSDP, which is not in use here: .* leave --use_cpu out"):
+        tiny_trainer(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the processes do see each other")
+def test_processes_that_do_not_see_each_other_are_an_error(tmp_path):
+    alone = run_tiny(tmp_path, "use_cpu=false", processes=2, check=False)
+    assert alone.returncode != 0
+    assert "do not see each other, for there is no GPU: pass --use_cpu." in alone.stderr
+    assert not list(tmp_path.iterdir())
