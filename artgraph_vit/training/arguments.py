@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
+from transformers.utils import strtobool
 
 from ..errors import UserError
 
@@ -132,6 +133,7 @@ class ArtGraphTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: if an option above has a value with which the trainer would be wrong.
+        UserError: if the launcher's processes would train apart, or with DeepSpeed.
     """
 
     _argument_group_name: ClassVar[str] = "training"
@@ -184,6 +186,11 @@ class ArtGraphTrainingArguments(TrainingArguments):
         if self.push_to_hub:
             raise ValueError(
                 "push_to_hub publishes Trainer's own card: leave it out, and run scripts/push.py afterwards."
+            )
+        if self.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
+            raise UserError(
+                "DeepSpeed does not work here: it cannot go from the first phase to the second, and its bf16 rounds "
+                "weights and log variances; use configs/accelerate/fsdp2.yaml or several_gpus.yaml instead."
             )
         super().__post_init__()
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder

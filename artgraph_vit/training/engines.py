@@ -1,4 +1,4 @@
-"""`EngineTrainer`: the `Trainer`, with FSDP2 as an engine that may stand in the place of DDP; DeepSpeed is refused.
+"""`EngineTrainer`: the `Trainer`, with FSDP2 as an engine that may stand in the place of DDP.
 
 FSDP2 turns the model into one of sharded parameters, for good and in place. Notable:
 - The model is sharded once; a later phase gives it another optimizer, since accelerate can prepare it only once.
@@ -31,11 +31,6 @@ from transformers.utils import strtobool
 
 from ..errors import UserError
 
-INSTEAD = {
-    "FSDP": "FSDP2 needs one GPU a process: leave --use_cpu out, or use configs/accelerate/several_cpu.yaml",
-    "DEEPSPEED": "start the script with `accelerate launch` on GPUs, or use configs/accelerate/several_cpu.yaml",
-}
-
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process may hold a part; all processes must ask for it."""
@@ -63,23 +58,20 @@ def _own_class(model: nn.Module) -> Iterator[None]:
 
 
 class EngineTrainer(Trainer):
-    """A `Trainer` that refuses an engine that is not in use or does not work, and works with FSDP2.
+    """A `Trainer` that works with FSDP2.
 
     Raises:
-        UserError: says which engine to use instead.
+        UserError: if FSDP is asked for and would not be in use, or is configured in a way that does not work.
     """
 
     model: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
-        for engine, in_use in (("FSDP", self.is_fsdp_enabled), ("DEEPSPEED", self.is_deepspeed_enabled)):
-            if strtobool(os.environ.get(f"ACCELERATE_USE_{engine}", "false")) and not in_use:
-                raise UserError(f"The launcher asks for {engine}, which is not in use here: {INSTEAD[engine]}.")
-        if self.is_deepspeed_enabled:
+        if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and not self.is_fsdp_enabled:
             raise UserError(
-                "DeepSpeed does not work here: it cannot resume where the phases meet, nor load a best checkpoint of "
-                "the first phase, and rounds the log variances to bf16; use configs/accelerate/fsdp2.yaml instead."
+                "The launcher asks for FSDP, which accelerate uses on GPUs only, one a process: leave --use_cpu out, "
+                "or use configs/accelerate/several_cpu.yaml."
             )
         if self.is_fsdp_enabled:
             self._set_up_fsdp2(model)
@@ -95,8 +87,7 @@ class EngineTrainer(Trainer):
         if plugin.transformer_cls_names_to_wrap is None:  # a backbone also names blocks that only its relatives have
             present = {type(module).__name__ for module in model.modules()}
             plugin.transformer_cls_names_to_wrap = sorted(present & set(model._no_split_modules or ()))
-        # accelerate would shard what this returns by itself: the patch embedding, of which some backbones read the
-        # weights without calling it, and so without gathering them.
+        # accelerate would shard what this returns once more: the patch embedding, in a block that is sharded already.
         model.get_input_embeddings = lambda: None  # type: ignore
 
     # ---- training ----

@@ -3,6 +3,7 @@
 python engine_run.py OUTPUT_DIR PICTURES PROCESSES
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ OPTIONS = {
     "metric_for_best_model": "artist_macro_f1",
     "head_dropout": 0.0,
 }
-STOPS = (3, 9, 13)  # in phase heads, behind the boundary before phase full has a checkpoint, in phase full
+# By folder, where its run stops: `killed` holds a run that was killed behind the boundary, at step 9.
+STOPS = {"killed": (13,), "stopped": (3,)}
 ROWS = 64
 ACCUMULATIONS = (1, 4)
 
@@ -74,16 +76,15 @@ def main() -> None:
     trainer.save_state()
     save_final(trainer, folder / "whole.safetensors")
 
-    for seed, step in enumerate((*STOPS, None)):  # each goes on from the checkpoint of the one before
-        stop = [] if step is None else [StopAt(step)]
-        trainer = tiny_trainer(folder / "stopped", seed, callbacks=stop, **(OPTIONS | options))
-        try:
-            trainer.train(resume_from_checkpoint="auto")
-        except Stopped:
-            continue
-    trainer.evaluate()
-    trainer.save_state()
-    save_final(trainer, folder / "stopped.safetensors")
+    for name, stops in STOPS.items():
+        for step in (*stops, None):  # each goes on from the checkpoint of the one before
+            callbacks = [] if step is None else [StopAt(step)]
+            trainer = tiny_trainer(folder / name, 0 if step == 3 else 7, callbacks, **(OPTIONS | options))
+            with contextlib.suppress(Stopped):
+                trainer.train(resume_from_checkpoint="auto")
+        trainer.evaluate()
+        trainer.save_state()
+        save_final(trainer, folder / f"{name}.safetensors")
 
     # An evaluation before training, then frozen features, then everything.
     pictures = (artworks(painted, TRAIN_ROWS, 1), artworks(painted, EVAL_ROWS, 2))

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate.utils import FullyShardedDataParallelPlugin
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, TrainerState
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.training.checkpoints import damage
 
 from .engine_run import ACCUMULATIONS, OPTIONS
-from .processes import SCRIPT, final_weights, run_tiny
+from .processes import SCRIPT, run_tiny
 from .test_exact import closed_form_gradients, relative_error
 from .test_kill import assert_close, without_times
 from .tiny import EVAL_ROWS, TRAIN_ROWS, artworks, tiny_trainer
@@ -41,8 +42,13 @@ def one(tmp_path_factory, pictures) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, pictures) -> Path:
-    """The same on two processes, with FSDP2."""
+    """The same on two processes, with FSDP2, after a run that was killed."""
     folder = tmp_path_factory.mktemp("two")
+    words = [f"{name}={json.dumps(value)}" for name, value in OPTIONS.items()]
+    arguments = (SCRIPT, folder / "killed", *words, "per_device_train_batch_size=8", "--kill-at", 9)
+    killed = run_tiny(*arguments, script=ON_CPU, processes=2, check=False)
+    assert f"exitcode  : -{signal.SIGKILL.value}" in killed.stderr
+    assert not (folder / "killed" / "checkpoint-10").exists()
     run_tiny(ENGINE_RUN, folder, pictures, 2, script=ON_CPU, processes=2)
     return folder
 
@@ -105,26 +111,30 @@ def test_fsdp2_ends_with_its_best_checkpoint(two):
         assert report(two, process)["metrics"]["best"]["eval_loss"] == pytest.approx(scores["eval_loss"], rel=1e-6)
 
 
-def test_fsdp2_stopped_in_each_phase_and_resumed_ends_like_a_run_that_was_not(two):
-    assert_same_end(two / "stopped", two / "whole")
-    assert_close(load_file(two / "stopped.safetensors"), load_file(two / "whole.safetensors"), 0.0)
+@pytest.mark.parametrize("name", ["stopped", "killed"])
+def test_fsdp2_stopped_in_each_phase_and_resumed_ends_like_a_run_that_was_not(two, name):
+    """Stopped in phase heads; killed behind the boundary, before phase full has a checkpoint, and stopped in it."""
+    assert_same_end(two / name, two / "whole")
+    assert_close(load_file(two / f"{name}.safetensors"), load_file(two / "whole.safetensors"), 0.0)
 
 
-def test_fsdp2_killed_behind_the_boundary_ends_like_a_run_that_was_not(two, tmp_path):
-    words = [f"{name}={json.dumps(value)}" for name, value in OPTIONS.items()]
-    arguments = (SCRIPT, tmp_path, *words, "per_device_train_batch_size=8", "--resume", "auto", "--model-seed")
-    killed = run_tiny(*arguments, 0, "--kill-at", 9, script=ON_CPU, processes=2, check=False)
-    assert f"exitcode  : -{signal.SIGKILL.value}" in killed.stderr
-    run_tiny(*arguments, 7, script=ON_CPU, processes=2)
-    assert_same_end(tmp_path, two / "whole")
-    for process in (0, 1):
-        assert_close(final_weights(tmp_path, process), load_file(two / "whole.safetensors"), 0.0)
-
-
-def test_another_engine_does_not_resume_a_checkpoint_of_fsdp2(two, tmp_path):
+def test_another_engine_does_not_resume_a_checkpoint_of_fsdp2(one, two, tmp_path):
     trainer = tiny_trainer(tmp_path, head_dropout=0.0)
     with pytest.raises(ValueError, match=r"was made with FSDP2, and this run does not use it: resume with the config"):
         trainer.train(resume_from_checkpoint=str(two / "whole" / "checkpoint-6"))
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match=r"was made without FSDP2, and this run uses it: resume with the config"):
+        trainer._refuse_other_engine(str(one / "whole" / "checkpoint-6"))
+
+
+def test_a_tensor_that_a_checkpoint_lacks_is_an_error_with_fsdp2(two, tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.is_fsdp_enabled = True
+    weights = load_file(two / "whole" / "checkpoint-6" / "model.safetensors")
+    del weights["log_variances"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 missing \(log_variances\), 0 unexpected"):
+        trainer._load_from_checkpoint(str(tmp_path))
 
 
 def test_fsdp2_evaluates_before_training_and_trains_on_frozen_features(one, two):
@@ -161,13 +171,35 @@ def test_a_steps_gradient_is_exact_with_fsdp2(one, two, accumulation):
 
 def test_fsdp_that_is_not_in_use_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"asks for FSDP, which is not in use here: .* leave --use_cpu out"):
+    with pytest.raises(
+        ValueError, match=r"asks for FSDP, which accelerate uses on GPUs only, one a process: leave --use"
+    ):
         tiny_trainer(tmp_path)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the processes do see each other")
-def test_processes_that_do_not_see_each_other_are_an_error(tmp_path):
-    alone = run_tiny(tmp_path, "use_cpu=false", processes=2, check=False)
-    assert alone.returncode != 0
-    assert "do not see each other, for there is no GPU: pass --use_cpu." in alone.stderr
-    assert not list(tmp_path.iterdir())
+def test_processes_that_do_not_see_each_other_are_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"do not see each other, for there is no GPU: pass --use_cpu\."):
+        tiny_trainer(tmp_path, use_cpu=False)
+
+
+def test_deepspeed_is_refused_whether_it_is_installed_or_not(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"DeepSpeed does not work here: .* use configs/accelerate/fsdp2\.yaml"):
+        tiny_trainer(tmp_path, deepspeed=str(tmp_path / "zero2.json"))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed does not work here"):
+        tiny_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("setting", [{"FSDP_VERSION": "1"}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}])
+def test_fsdp_of_another_kind_is_refused(monkeypatch, tmp_path, setting):
+    trainer = tiny_trainer(tmp_path)
+    environment = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"} | setting
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    try:
+        with pytest.raises(ValueError, match="only version 2 with fsdp_state_dict_type FULL_STATE_DICT works here"):
+            trainer._set_up_fsdp2(trainer.model)
+    finally:
+        del trainer.accelerator.state.fsdp_plugin  # accelerate's states are one for the whole process
