@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
 
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
@@ -30,6 +31,8 @@ from .checkpoints import checkpoint_to_resume, damage, refuse_full_disk, saving,
 from .features import FeatureRows, frozen_features
 from .multitask import MultiTaskTrainer
 from .record import RunRecord
+
+logger = logging.get_logger(__name__)
 
 HEADS, FULL = "heads", "full"
 
@@ -76,6 +79,12 @@ class ArtGraphTrainer(MultiTaskTrainer):
             self._record.refuse_other(self._resumed, checkpoint)
             self._refuse_other_tasks(checkpoint)
             self._refuse_other_engine(checkpoint)
+            if self._resumed.processes != self._record.processes:
+                logger.warning(
+                    "%s was made on %s process(es), and this run has %s: it goes on exactly, but for what is drawn at "
+                    "random, such as dropout.",
+                    *(checkpoint, self._resumed.processes, self._record.processes),
+                )
         refuse_full_disk(self.args, self.model)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 

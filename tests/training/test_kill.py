@@ -115,7 +115,8 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     run_tiny(tmp_path / "one", *options)
     moved = tmp_path / "moved"
     run_tiny(moved, "--kill-at", 7, *options, *TWO, processes=2, check=False)
-    run_tiny(moved, "--resume", "last", "--kill-at", 11, *options, check=False)
+    warned = run_tiny(moved, "--resume", "last", "--kill-at", 11, *options, check=False)
+    assert "was made on 2 process(es), and this run has 1" in warned.stderr
     refused = run_tiny(moved, "--resume", "last", *options, processes=2, check=False)
     assert "made with 16 artworks a step, and this run has 32 on 2 process(es)" in refused.stderr
     run_tiny(moved, "--resume", "last", *options, "per_device_train_batch_size=4", processes=4)
