@@ -38,11 +38,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return isinstance(_uncompiled(model), FSDPModule)
-
-
-def _uncompiled(model: nn.Module) -> Any:
-    return getattr(model, "_orig_mod", model)
+    return isinstance(model, FSDPModule)
 
 
 @contextmanager
@@ -84,6 +80,8 @@ class EngineTrainer(Trainer):
                 "from_pretrained reads: use configs/accelerate/fsdp2.yaml."
             )
         plugin.mixed_precision_policy = None
+        # torch_compile of the whole model would go past the hooks with which FSDP2 gathers it.
+        self.accelerator.state.dynamo_plugin.use_regional_compilation = True
         if plugin.transformer_cls_names_to_wrap is None:  # a backbone also names blocks that only its relatives have
             present = {type(module).__name__ for module in model.modules()}
             plugin.transformer_cls_names_to_wrap = sorted(present & set(model._no_split_modules or ()))
@@ -137,7 +135,7 @@ class EngineTrainer(Trainer):
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with _own_class(_uncompiled(self.model)):
+        with _own_class(self.model):
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -156,13 +154,12 @@ class EngineTrainer(Trainer):
         weights: dict[str, Any] = {}
         for path in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
             weights |= load_file(path)
-        own = _uncompiled(self.model)
-        names = own.state_dict().keys()
+        names = self.model.state_dict().keys()
         # torch fills in what is missing without a word, so it has to be looked for before.
         self._issue_warnings_after_load(
             _IncompatibleKeys(sorted(names - weights.keys()), sorted(weights.keys() - names))
         )
-        set_model_state_dict(own, weights, options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled:
