@@ -189,8 +189,8 @@ class ArtGraphTrainingArguments(TrainingArguments):
             )
         if self.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
             raise UserError(
-                "DeepSpeed does not work here: it cannot go from the first phase to the second, and its bf16 rounds "
-                "weights and log variances; use configs/accelerate/fsdp2.yaml or several_gpus.yaml instead."
+                "DeepSpeed does not work here: its engine cannot resume exactly where the phases meet, and its bf16 "
+                "rounds weights and log variances; use configs/accelerate/fsdp2.yaml or several_gpus.yaml instead."
             )
         super().__post_init__()
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder

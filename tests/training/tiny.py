@@ -66,12 +66,12 @@ class RandomArtworks(torch.utils.data.Dataset):
 
 def artworks(folder, rows: int, seed: int, size: int = 32) -> Dataset:
     """The rows of a dataset whose pictures lie in a folder, where they are painted if they are not there."""
-    random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(rows):
         path = folder / f"{seed}-{index}.png"
         if not path.exists():
+            random = np.random.default_rng((seed, index))  # whichever are there already
             Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
         paths.append({"path": str(path), "bytes": None})
     labels = np.random.default_rng(seed + 100)
