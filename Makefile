@@ -18,7 +18,9 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/installed
-	for script in training_step frozen_features evaluation_memory scaling; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	mkdir -p runs/bench
+	set -e; for name in training_step frozen_features evaluation_memory scaling; do \
+	  $(BIN)/python benchmarks/$$name.py --out runs/bench/$$name.md; done
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -287,9 +287,15 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         self._backbone_is_frozen = False
 
     def train(self, mode: bool = True) -> ArtGraphViTForImageClassification:
-        super().train(mode)
-        if self._backbone_is_frozen:
-            self.backbone.eval()
+        """As in PyTorch, but a frozen backbone stays in eval mode."""
+        # `Trainer` asks for it at each step: to look at all modules takes a third of the time of setting them.
+        backbone_mode = mode and not self._backbone_is_frozen
+        others = (self, self.dropout, *self.heads.modules())
+        if any(module.training != mode for module in others) or any(
+            module.training != backbone_mode for module in self.backbone.modules()
+        ):
+            super().train(mode)
+            self.backbone.train(backbone_mode)
         return self
 
     def set_class_weights(self, class_weights: Mapping[str, Tensor]) -> None:
