@@ -183,6 +183,8 @@ class ArtGraphTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r}: ArtGraphTrainer needs {value!r}; leave it out.")
         if self.label_smoothing_factor or self.prediction_loss_only:
             raise ValueError("label_smoothing_factor and prediction_loss_only do not work with several tasks.")
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError("bf16_full_eval and fp16_full_eval would round the weights for good: use bf16 or fp16.")
         if self.push_to_hub:
             raise ValueError(
                 "push_to_hub publishes Trainer's own card: leave it out, and run scripts/push.py afterwards."
@@ -196,8 +198,11 @@ class ArtGraphTrainingArguments(TrainingArguments):
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
             raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
         division: Any = self.accelerator_config
-        if division.split_batches or not division.even_batches:
-            raise ValueError("accelerator_config: split_batches must be false and even_batches true, as by default.")
+        if division.split_batches or not division.even_batches or division.dispatch_batches:
+            raise ValueError(
+                "accelerator_config: split_batches and dispatch_batches must be false and even_batches true, as by "
+                "default."
+            )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns of it at each epoch
 
@@ -206,6 +211,6 @@ class ArtGraphTrainingArguments(TrainingArguments):
         names = (
             *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
             *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
-            "mixed_precision",
+            *("mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last"),
         )
         return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}

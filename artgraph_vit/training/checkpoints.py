@@ -152,7 +152,10 @@ def saving(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch says by a RuntimeError that it could not write; a process that is gone says it by one too.
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("container", "stream", "writ")):
+            raise
         if folder.name.startswith("checkpoint-"):
             shutil.rmtree(folder, ignore_errors=True)
         held = [path for path in _checkpoints(folder.parent) if path != folder and (path / SEAL).exists()]

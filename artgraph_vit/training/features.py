@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from datasets import Dataset, config
 from tqdm.auto import tqdm
 
 from ..data.batches import PictureTransform, picture_transform
+from ..errors import UserError
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .engines import whole
 
@@ -74,48 +77,74 @@ def frozen_features(trainer: ArtGraphTrainer, pictures: Any) -> FeatureRows | No
     if trainer.args.world_size > 1:
         broadcast_object_list(key)
     path = folder.expanduser() / f"{key[0]}.npy"
-    is_here = torch.tensor(path.is_file(), dtype=torch.int64, device=trainer.args.device)
+    shape = (len(pictures), trainer.model.config.hidden_size)
+    is_here = torch.tensor(_is_whole(path, shape), dtype=torch.int64, device=trainer.args.device)
     if trainer.accelerator.reduce(is_here, "sum") < trainer.args.world_size:  # some machine lacks it
-        _compute(trainer, pictures, path)
+        _compute(trainer, pictures, path, shape)
     return FeatureRows(pictures, np.load(path, mmap_mode="r"))
 
 
+def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError, EOFError):
+        return False
+
+
 @torch.no_grad()
-def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path) -> None:
+def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path, shape: tuple[int, int]) -> None:
     """One pass over the pictures; one process a machine writes."""
     model: Any = trainer.model
-    unfinished = path.with_suffix(f".part-{os.getpid()}")
-    writes = trainer.is_local_process_zero()
-    if writes:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shape = (len(pictures), model.config.hidden_size)
-        file = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-    done = 0
     was_training = model.training
     model.eval()
+    done = 0
     bar = tqdm(
         total=len(pictures),
         desc="Features of the frozen backbone",
         unit="picture",
         disable=trainer.args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    with bar, torch.random.fork_rng(devices=[]):  # training draws what it draws without this pass
+    with bar, torch.random.fork_rng(devices=[]), _written(path, shape, trainer.is_local_process_zero()) as file:
+        # The random state is forked: training draws what it draws without this pass.
         for batch in trainer.get_test_dataloader(pictures):
             with trainer.compute_loss_context_manager():
                 pooled = model(pixel_values=batch["pixel_values"].to(trainer.args.device)).pooled
             pooled = trainer.accelerator.gather_for_metrics(pooled.float())  # in the order of the rows, no padding
-            if writes:
-                file[done : done + len(pooled)] = pooled.cpu().numpy()
+            if file is not None:
+                file.write(pooled.cpu().numpy().tobytes())
             done += len(pooled)
             bar.update(len(pooled))
     model.train(was_training)
     if done != len(pictures):
         raise RuntimeError(f"{done} features came of {len(pictures)} pictures; this is a mistake in artgraph_vit.")
-    if writes:
-        file.flush()
-        del file
-        os.replace(unfinished, path)
     trainer.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _written(path: Path, shape: tuple[int, int], is_writer: bool) -> Iterator[BinaryIO | None]:
+    """A file for the rows of a float32 array, under its name only when it is whole; None for who does not write.
+
+    Written as it comes, not mapped: a full disk is then an error, where a mapped file would end the process.
+    """
+    if not is_writer:
+        yield None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
+            try:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                yield file  # type: ignore[misc]
+                file.close()
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The features of the frozen backbone cannot be kept in {path.parent} ({error.strerror}): free some "
+            "space, choose another --feature_cache_dir, or pass --cache_frozen_features false."
+        ) from error
 
 
 def _digest_of_backbone(trainer: ArtGraphTrainer, transform: PictureTransform) -> Any:

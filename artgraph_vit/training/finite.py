@@ -1,7 +1,8 @@
 """`FiniteLossCheck`: a loss that is not finite stops training before it reaches the weights, and names its rows.
 
 Whether a loss is finite is known on the GPU only when the forward pass is over. The answer is asked for after the
-backward pass was handed over, so the GPU has work while the process waits.
+backward pass was handed over, so the GPU has work while the process waits. The norm of the gradient is looked at one
+step later, and before anything is saved, for the same reason.
 """
 
 from __future__ import annotations
@@ -17,9 +18,26 @@ from ..errors import UserError
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
 
 
+class _Answer:
+    """Whether all of some numbers are finite, fetched from the GPU without waiting for it."""
+
+    def __init__(self, numbers: Tensor):
+        self.is_finite, self.is_ready = torch.isfinite(numbers).all(), None
+        if self.is_finite.is_cuda:
+            self.is_finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(
+                self.is_finite, non_blocking=True
+            )
+            self.is_ready = torch.cuda.Event()
+            self.is_ready.record()
+
+    def __bool__(self) -> bool:
+        if self.is_ready is not None:
+            self.is_ready.synchronize()
+        return bool(self.is_finite)
+
+
 class _MicroBatch(NamedTuple):
-    is_finite: Tensor  # bool, on the CPU
-    is_ready: torch.cuda.Event | None  # when `is_finite` can be read
+    is_finite: _Answer
     logits: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
     names: Sequence[str] | None
@@ -35,6 +53,7 @@ class FiniteLossCheck(TrainerCallback):
     def __init__(self, model: ArtGraphViTForImageClassification):
         self.model = model
         self._micro_batches: list[_MicroBatch] = []
+        self._gradients: dict[int, _Answer] = {}  # by step
 
     def add(self, output: ArtGraphViTOutput, labels: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
         """Takes note of a micro-batch of the step that is under way."""
@@ -42,21 +61,39 @@ class FiniteLossCheck(TrainerCallback):
         assert output.task_losses is not None
         assert output.logits is not None
         losses = torch.stack([output.loss.detach(), *output.task_losses.values()])
-        is_finite, is_ready = torch.isfinite(losses).all(), None
-        if is_finite.is_cuda:
-            is_finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
-            is_ready = torch.cuda.Event()
-            is_ready.record()
         logits = {name: values.detach() for name, values in output.logits.items()}
-        self._micro_batches.append(_MicroBatch(is_finite, is_ready, logits, labels, names))
+        self._micro_batches.append(_MicroBatch(_Answer(losses), logits, labels, names))
+
+    def add_gradient_norm(self, norm: Tensor, step: int) -> None:
+        """Takes note of the norm of a step's gradient, which is 0-dimensional."""
+        self._gradients[step] = _Answer(norm.detach())
+
+    def raise_if_a_gradient_was_not_finite(self) -> None:
+        """Raises:
+        UserError: names the step.
+        """
+        for step, is_finite in self._gradients.items():
+            if not is_finite:
+                self._gradients = {}
+                raise UserError(
+                    f"Step {step}: the gradient is not finite, though the losses are: lower learning_rate. Training "
+                    "stopped before anything was saved after it; resume from the last checkpoint."
+                )
+        self._gradients = {}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        now = self._gradients.pop(state.global_step + 1, None)
+        self.raise_if_a_gradient_was_not_finite()  # of the step before: it spoilt the weights, and so these losses
         for batch in self._micro_batches:
-            if batch.is_ready is not None:
-                batch.is_ready.synchronize()
             if not batch.is_finite:
+                self._micro_batches = []
                 raise UserError(self._describe(batch, state.global_step + 1, args.process_index))
-        self._micro_batches.clear()
+        self._micro_batches = []
+        if now is not None:
+            self._gradients[state.global_step + 1] = now
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.raise_if_a_gradient_was_not_finite()
 
     @torch.no_grad()
     def _describe(self, batch: _MicroBatch, step: int, process: int) -> str:

@@ -5,7 +5,8 @@ Notable:
   processes, so a step's gradient is that of one large batch. Rows that only even out an epoch's end count for nothing.
 - Evaluation keeps counters and sums, never all logits, and counts each row once.
 - A loss that is not finite stops training (finite.py).
-One private method of `Trainer` is overridden where it has no hook: `_get_dataloader` (a stream divides itself).
+Private methods of `Trainer` are overridden where it has no hook: `_get_dataloader` (a stream divides itself) and
+`_get_grad_norm` (to look whether it is finite).
 """
 
 from __future__ import annotations
@@ -63,8 +64,16 @@ class MultiTaskTrainer(EngineTrainer):
             self.add_callback(EpochTable(self.running_losses, self.get_total_train_batch_size(args)))
         tasks = model.config.tasks
         self._metrics = MultiTaskMetrics(tasks, model.config.thresholds)
-        self._eval_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # numerators and denominators
-        self._train_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # since the last log, as above
+        self._reset_evaluation()
+        self._train_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # since the last log, like `_eval_sums`
+        self._refuse_unknown_metric()
+
+    def _refuse_unknown_metric(self) -> None:
+        kinds = ("loss", "accuracy", "hamming_loss", "macro_precision", "macro_recall", "macro_f1")
+        known = {"loss", "avg_macro_f1"} | {f"{task.name}_{kind}" for task in self.config.tasks for kind in kinds}
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and wanted.removeprefix("eval_") not in known:
+            raise UserError(f"metric_for_best_model={wanted!r} is none of the metrics {', '.join(sorted(known))}.")
 
     @property
     def _train_rows(self) -> int:
@@ -142,6 +151,13 @@ class MultiTaskTrainer(EngineTrainer):
         self._train_sums[1] += own / micro_batches
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        """As in `Trainer`, which asks for it at each step; fp16 may overflow, and its scaler then skips the step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.mixed_precision != "fp16":
+            self._finite.add_gradient_norm(whole(torch.as_tensor(norm)), self.state.global_step + 1)
+        return norm
+
     def running_losses(self) -> dict[str, float]:
         """The loss of each task since the last log, over the known rows of this process."""
         return self._means(self._train_sums)
@@ -194,8 +210,22 @@ class MultiTaskTrainer(EngineTrainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """As in `Trainer`, but it leaves the random state of training alone: evaluating more often changes nothing."""
-        with torch.random.fork_rng(devices=[]):
-            return super().evaluate(*args, **kwargs)
+        self._reset_evaluation()  # one that was interrupted leaves its sums behind
+        loaders = self.accelerator._dataloaders
+        held = len(loaders)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return super().evaluate(*args, **kwargs)
+        finally:
+            del loaders[held:]  # accelerate would keep each, with its workers, until the end
+
+    def predict(self, *args, **kwargs):
+        self._reset_evaluation()
+        return super().predict(*args, **kwargs)
+
+    def _reset_evaluation(self) -> None:
+        self._metrics.reset()
+        self._eval_sums = torch.zeros(2, len(self.config.tasks), dtype=torch.float64)  # numerators and denominators
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits and labels of a batch; the loss is made of sums in the end, not of a mean of batch means."""
@@ -227,6 +257,5 @@ class MultiTaskTrainer(EngineTrainer):
             if rows:
                 metrics[f"{name}_loss"] = loss
             metrics[f"{name}_known_rows"] = rows
-        self._metrics.reset()
-        self._eval_sums = torch.zeros_like(self._eval_sums)
+        self._reset_evaluation()
         return metrics

@@ -36,6 +36,7 @@ from ..losses import balanced_class_weights
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import Task
 from .arguments import EMBEDDED, DataArguments, ModelArguments
+from .checkpoints import SEAL, damage
 
 
 def load_splits(
@@ -102,6 +103,11 @@ def load_checkpoint(
     Raises:
         UserError: if there is none, or it is damaged.
     """
+    folder = Path(name_or_path)
+    if (folder / SEAL).exists() or (folder.is_dir() and folder.name.startswith("checkpoint-")):
+        problem = damage(folder)
+        if problem:
+            raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
     with _as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
         model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
         return model, AutoImageProcessor.from_pretrained(name_or_path, revision=revision)

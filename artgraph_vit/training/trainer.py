@@ -5,7 +5,8 @@ Notable:
   optimizer and schedule; epochs, steps, logs and checkpoints count on.
 - In phase `heads` the features of the backbone are computed once (features.py).
 - Checkpoints are sealed (checkpoints.py) and carry the record of their run (record.py).
-Private methods of `Trainer` are overridden where it has no hook: `_prepare_for_training` and `_run_epoch` (phases),
+Private methods of `Trainer` are overridden where it has no hook: `_init_training_state` (a finished run, callbacks),
+`_prepare_for_training` and `_run_epoch` (phases),
 `_load_optimizer_and_scheduler` (a phase starts without the last one's), `_save_checkpoint` (sealed before older ones
 go), `_load_best_model` (only if whole), `_issue_warnings_after_load` (a tensor that was not loaded is an error).
 tests/training holds each against the installed version.
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
@@ -75,10 +78,12 @@ class ArtGraphTrainer(MultiTaskTrainer):
         self._record.global_batch_size = self.get_total_train_batch_size(self.args)
         self._record.processes = self.args.world_size
         self._resumed = RunRecord.read(checkpoint) if checkpoint is not None else RunRecord()
+        self._features.clear()
         if checkpoint is not None:
             self._record.refuse_other(self._resumed, checkpoint)
             self._refuse_other_tasks(checkpoint)
             self._refuse_other_engine(checkpoint)
+            self._refuse_incomplete(checkpoint)
             if self._resumed.processes != self._record.processes:
                 logger.warning(
                     "%s was made on %s process(es), and this run has %s: it goes on exactly, but for what is drawn at "
@@ -87,6 +92,28 @@ class ArtGraphTrainer(MultiTaskTrainer):
                 )
         refuse_full_disk(self.args, self.model)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        """As in `Trainer`; a finished run trains no further, and what callbacks have counted goes on."""
+        done = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None:
+            return done
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+        if self.args.load_best_model_at_end and saved.best_global_step:  # beside the checkpoint, wherever it is now
+            self.state.best_model_checkpoint = str(_best_beside(resume_from_checkpoint, saved))
+        for callback in self.callback_handler.callbacks:
+            counted = saved.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and callback is not self._record and isinstance(counted, dict):
+                vars(callback).update(counted["attributes"])
+        control = saved.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        stopped_early = control.get("should_training_stop") and saved.global_step < saved.max_steps == max_steps
+        if stopped_early or saved.global_step >= max_steps:
+            return num_train_epochs, 0
+        return done
 
     # ---- phases ----
 
@@ -172,6 +199,7 @@ class ArtGraphTrainer(MultiTaskTrainer):
     def _save_checkpoint(self, model, trial):
         """Writes a checkpoint, seals it, and only then lets `Trainer` delete older ones."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self._finite.raise_if_a_gradient_was_not_finite()
         self._record.unlogged = self._unlogged()
         if self.args.should_save and folder.exists():  # of a run that was killed: nothing of it may stay
             shutil.rmtree(folder)
@@ -180,7 +208,8 @@ class ArtGraphTrainer(MultiTaskTrainer):
         try:
             with saving(folder):
                 super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()
+            with saving(folder):
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and nothing reads it
                     seal(folder)
@@ -193,6 +222,7 @@ class ArtGraphTrainer(MultiTaskTrainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+        self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:
         problem = damage(Path(str(self.state.best_model_checkpoint)))
@@ -202,6 +232,23 @@ class ArtGraphTrainer(MultiTaskTrainer):
                 "complete: pass --load_best_model_at_end false --resume_from_checkpoint last to keep its last state."
             )
         super()._load_best_model()
+
+    def _refuse_incomplete(self, checkpoint: str) -> None:
+        """What a checkpoint must have beside it, looked for before training rather than at its end."""
+        if not any(Path(checkpoint).glob("optimizer*")):
+            raise UserError(
+                f"{checkpoint} holds no optimizer, as with --save_only_model: a run cannot go on from it; start "
+                "anew in another output_dir."
+            )
+        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if self.args.load_best_model_at_end and saved.best_global_step:
+            best = _best_beside(checkpoint, saved)
+            problem = damage(best) if best.is_dir() else "it is missing"
+            if problem:
+                raise UserError(
+                    f"The best checkpoint so far, {best}, is not whole: {problem}. Bring it back, or pass "
+                    "--load_best_model_at_end false to end with the last weights."
+                )
 
     def _refuse_other_tasks(self, checkpoint: str) -> None:
         saved = type(self.config).from_pretrained(checkpoint)
@@ -220,3 +267,7 @@ class ArtGraphTrainer(MultiTaskTrainer):
                 f"{len(load_result.unexpected_keys)} unexpected ({', '.join(load_result.unexpected_keys[:3])}). "
                 "It was made by another model or another version; nothing can be resumed from it."
             )
+
+
+def _best_beside(checkpoint: str, state: TrainerState) -> Path:
+    return Path(checkpoint).parent / f"checkpoint-{state.best_global_step}"

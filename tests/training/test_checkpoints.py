@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
-from artgraph_vit.training.checkpoints import checkpoint_to_resume, damage, seal
+from artgraph_vit.training.checkpoints import checkpoint_to_resume, damage, saving, seal
+from artgraph_vit.training.setup import load_checkpoint
 
 from .processes import run_tiny
 from .tiny import RandomArtworks, tiny_trainer
@@ -150,7 +152,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path):
     best, last = Path(trainer.state.best_model_checkpoint), tmp_path / "checkpoint-16"
     assert best != last
     flip_a_bit(best)
-    with pytest.raises(UserError, match=r"The best checkpoint, .* is not whole: model.safetensors has changed"):
+    with pytest.raises(UserError, match=r"The best checkpoint so far, .* is not whole: model.safetensors has changed"):
         tiny_trainer(tmp_path, **options).train(resume_from_checkpoint=str(last))
 
 
@@ -207,3 +209,68 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_saved(tmp_path):
     assert all(damage(path) is None for path in tmp_path.glob("checkpoint-*"))
     run_tiny(tmp_path, "--resume", "last", "load_best_model_at_end=false")
     assert damage(tmp_path / "checkpoint-16") is None
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 10}, {"num_train_epochs": 2.5}, {"max_steps": 6}])
+def test_a_finished_run_started_again_trains_no_further(tmp_path, options):
+    """Also where it ends in the middle of an epoch, in either phase."""
+    options = {"load_best_model_at_end": False, "save_strategy": "steps", "save_steps": 2, **options}
+    whole = tiny_trainer(tmp_path, **options)
+    whole.train()
+    again = tiny_trainer(tmp_path, seed=3, **options)
+    again.train(resume_from_checkpoint="last")
+    assert again.state.global_step == whole.state.global_step
+    assert all(torch.equal(again.model.state_dict()[name], t) for name, t in whole.model.state_dict().items())
+
+
+def test_early_stopping_goes_on_counting(tmp_path):
+    options = {"num_train_epochs": 12, "learning_rate": 0.0, "weight_decay": 0.0, "save_total_limit": None}
+    stopping = {"callbacks": [EarlyStoppingCallback(3)]}
+    whole = tiny_trainer(tmp_path, **options, **stopping)  # phase full learns nothing: it stops soon after it began
+    whole.train()
+    end = whole.state.global_step
+    assert end < 48
+    for step in (end - 4, end):
+        resumed = tiny_trainer(tmp_path / f"from-{step}", callbacks=[EarlyStoppingCallback(3)], **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert resumed.state.global_step == end
+
+
+def test_the_best_checkpoint_is_found_beside_the_others_or_missed_at_once(tmp_path):
+    options = {"learning_rate": 0.5, "max_grad_norm": 0.0}
+    trainer = tiny_trainer(tmp_path / "run", **options)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint).name
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = tiny_trainer(tmp_path / "moved", seed=4, **options)
+    moved.train(resume_from_checkpoint="last")
+    assert Path(moved.state.best_model_checkpoint) == tmp_path / "moved" / best
+    assert all(torch.equal(moved.model.state_dict()[name], t) for name, t in trainer.model.state_dict().items())
+    shutil.rmtree(tmp_path / "moved" / best)
+    with pytest.raises(UserError, match=rf"The best checkpoint so far, .*{best}, is not whole: it is missing"):
+        tiny_trainer(tmp_path / "moved", **options).train(resume_from_checkpoint="last")
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_resumed(tmp_path):
+    options = {"save_only_model": True, "load_best_model_at_end": False, "num_train_epochs": 2}
+    tiny_trainer(tmp_path, **options).train()
+    with pytest.raises(UserError, match="holds no optimizer"):
+        tiny_trainer(tmp_path, **options).train(resume_from_checkpoint="last")
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(finished, tmp_path):
+    checkpoint = tmp_path / "checkpoint-12"
+    shutil.copytree(finished / "checkpoint-12", checkpoint)
+    flip_a_bit(checkpoint)
+    with pytest.raises(UserError, match=r"checkpoint-12' is not whole: model\.safetensors has changed"):
+        load_checkpoint(str(checkpoint))
+    (checkpoint / "checkpoint.json").unlink()
+    with pytest.raises(UserError, match="it was not written to its end"):
+        load_checkpoint(str(checkpoint))
+
+
+def test_a_process_that_is_gone_is_no_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="Connection reset by peer"), saving(tmp_path / "checkpoint-4"):
+        raise RuntimeError("[gloo] Connection reset by peer")
+    with pytest.raises(UserError, match="could not be written"), saving(tmp_path / "checkpoint-4"):
+        torch.save({"tensor": torch.zeros(100)}, "/dev/full")

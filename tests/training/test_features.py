@@ -1,13 +1,17 @@
 """Phase `heads` on features computed once: one pass of the backbone, and the same heads as without."""
 
+import gc
+import multiprocessing
 import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
@@ -140,3 +144,54 @@ def test_two_processes_compute_their_shares(tmp_path):
         torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3)
     files = [np.load(path) for path in sorted((tmp_path / "features").iterdir())]
     assert sorted(file.shape[0] for file in files) == [EVAL_ROWS, ROWS]
+
+
+def test_a_second_training_takes_features_of_its_own(tmp_path):
+    trainer, counted = build(tmp_path, tmp_path / "pictures")
+    trainer.train()
+    counted.rows = 0
+    trainer.args.output_dir = str(tmp_path / "again")
+    trainer.train_dataset = artworks(tmp_path / "pictures", ROWS + 6, seed=3)
+    trainer.train()
+    assert counted.rows == ROWS + 6  # the evaluation's are there
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])
+def test_a_file_of_features_that_was_cut_off_is_made_anew(tmp_path, size):
+    build(tmp_path, tmp_path / "pictures")[0].train()
+    largest = max((tmp_path / "features").iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(largest, size)
+    trainer, counted = build(tmp_path, tmp_path / "pictures")
+    trainer.train()
+    assert counted.rows == ROWS
+    assert np.load(largest).shape == (ROWS, 32)
+
+
+def test_no_room_for_the_features_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer, _ = build(tmp_path, tmp_path / "pictures", feature_cache_dir=str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be kept in .*: free some space, choose another --feature_cache_dir"):
+        trainer.train()
+
+
+def test_a_pass_that_breaks_off_leaves_nothing_behind(tmp_path):
+    trainer, _ = build(tmp_path, tmp_path / "pictures")
+    (tmp_path / "pictures" / "1-40.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"1-40\.png"):
+        trainer.train()
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_no_workers_are_left_behind(tmp_path):
+    trainer, _ = build(tmp_path, tmp_path / "pictures", dataloader_num_workers=1, dataloader_persistent_workers=True)
+    children = []
+
+    class Count(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            gc.collect()
+            children.append(len(multiprocessing.active_children()))
+
+    trainer.add_callback(Count())
+    trainer.train()
+    assert len(children) == 3
+    assert children[-1] == children[1]

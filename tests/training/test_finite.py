@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from artgraph_vit.errors import UserError
@@ -90,3 +91,20 @@ def test_what_was_saved_before_stays_whole(tmp_path):
     for path in checkpoints:
         history = json.loads((path / "trainer_state.json").read_text())["log_history"]
         assert all(entry["loss"] == entry["loss"] for entry in history if "loss" in entry)
+
+
+@pytest.mark.parametrize("step", [2, 4, 16])
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path, step):
+    """At a step within an epoch, at an epoch's last, and at the run's last; the losses stay finite."""
+    trainer = tiny_trainer(tmp_path, frozen_epochs=0, save_total_limit=None)
+
+    def spoil(gradient):
+        return gradient * float("nan") if trainer.state.global_step == step - 1 else gradient
+
+    trainer.model.heads["genre"].weight.register_hook(spoil)
+    with pytest.raises(UserError, match=rf"^Step {step}: the gradient is not finite, though the losses are"):
+        trainer.train()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        weights = load_file(checkpoint / "model.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert len(list(tmp_path.glob("checkpoint-*"))) == (step - 1) // 4

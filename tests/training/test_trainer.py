@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.errors import UserError
 from artgraph_vit.tasks import UNKNOWN
 from artgraph_vit.training.checkpoints import seal
 
@@ -150,6 +151,23 @@ def test_another_dataset_is_evaluated_on_its_own_rows(tmp_path):
     assert validation["eval_genre_known_rows"] == EVAL_ROWS
     assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
     assert trainer.evaluate()["eval_loss"] == validation["eval_loss"] != metrics["eval_loss"]
+
+
+def test_an_evaluation_that_broke_off_leaves_nothing_behind(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    expected = trainer.evaluate()
+    row = trainer.eval_dataset.rows[-1]
+    pixels = row.pop("pixel_values")
+    with pytest.raises(KeyError):
+        trainer.evaluate()
+    row["pixel_values"] = pixels
+    metrics = trainer.evaluate()
+    assert all(metrics[name] == value for name, value in expected.items() if not name.endswith(("time", "second")))
+
+
+def test_an_unknown_metric_is_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="metric_for_best_model='avg_f1' is none of the metrics artist_accuracy"):
+        tiny_trainer(tmp_path, metric_for_best_model="avg_f1")
 
 
 def test_train_loss_of_a_task_is_the_mean_over_its_known_rows(tmp_path):
