@@ -83,6 +83,8 @@ class Task:
         """Reads a task from its JSON form; a `Task` passes unchanged."""
         if isinstance(values, Task):
             return values
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A task is given as a dict with name, problem_type and labels, not as {values!r}.")
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown or not {"name", "problem_type"} <= set(values):
             raise ValueError(

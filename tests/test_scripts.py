@@ -178,7 +178,10 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--pooling", "max"), "pooling='max': use one of cls, mean, pooler"),
         (("--pooling", "pooler"), "this backbone gives no pooled vector; use cls or mean"),
         (("--loss_epsilon", "0.1"), "loss_epsilon=0.1: use a number from 0 to 1e-6"),
-        (("--source", "nosuch/dataset"), "The source 'nosuch/dataset' cannot be read as a dataset"),
+        (
+            ("--source", "nosuch/dataset"),
+            "The source 'nosuch/dataset' is no folder here, and cannot be read as a dataset",
+        ),
         (("--embedded_artworks", "99"), "paint at least 100 artworks"),
         (("--output_dir", "/proc/run"), "/proc/run cannot be written to"),
         (("--stratify_by", "gerne"), "has no column 'gerne' to stratify the split by"),

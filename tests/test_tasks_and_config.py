@@ -141,3 +141,10 @@ def test_the_default_backbone_is_vit_base_and_the_defaults_are_documented_ones()
 def test_a_name_that_pytorch_needs_is_refused_at_once(name):
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
         Task(name, SINGLE_LABEL, ("a", "b"))
+
+
+def test_a_task_given_by_its_name_alone_is_refused():
+    with pytest.raises(
+        ValueError, match="A task is given as a dict with name, problem_type and labels, not as 'artist'"
+    ):
+        Task.from_dict("artist")

@@ -94,7 +94,8 @@ def load_artworks(
         dataset = load_dataset(str(folder) if folder.is_dir() else str(source), config_name, revision=revision)
     except (DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"The source {str(source)!r} cannot be read as a dataset: {reason}") from error
+        where = "" if folder.exists() else "is no folder here, and "
+        raise DataError(f"The source {str(source)!r} {where}cannot be read as a dataset: {reason}") from error
     return read_datasets(dataset, tasks, columns, unknown, image_column, stratify_by)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -35,6 +35,12 @@ class StreamedArtworks(IterableDataset):
 
     Raises:
         DataError: if the number of rows is not known; while iterating, if the stream holds another number.
+
+    A train set from a stream, for a model whose tasks are known:
+
+        rows = load_dataset("parquet", data_files="*.parquet", split="train", streaming=True).decode(False)
+        rows = rows.map(encode)  # yours: each task's label as its index in task.labels, or a list of them, or None
+        train_dataset = StreamedArtworks(rows, PictureTransform(image_processor), num_rows=116_475)
     """
 
     def __init__(
@@ -137,6 +143,8 @@ class StreamedArtworks(IterableDataset):
         return self._ready(last) * missing
 
     def _ready(self, chunk: Columns) -> list[dict[str, Any]]:
+        if not isinstance(chunk["image"][0], Mapping):
+            raise DataError("The stream's pictures are decoded already: call .decode(False) on it before .map(...).")
         return _rows_of(self.transform(chunk))
 
     @staticmethod

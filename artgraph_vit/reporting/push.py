@@ -80,5 +80,7 @@ def push_run(
         )
     except HUB_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder} could not be pushed to {repo_id}, and can be pushed again: {reason}") from error
+        raise UserError(
+            f"{folder} could not be pushed to {repo_id}: {reason}. When that is mended, push again."
+        ) from error
     return commit.commit_url

@@ -169,9 +169,18 @@ class ArtGraphTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Leave as it is."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint folder to go on from; 'last' for the newest whole one in output_dir; 'auto' for the "
+            "same, or a fresh start if there is none."
+        },
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide a loss that is not finite."})
 
     def __post_init__(self) -> None:
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs:g}: use a number above 0.")
         if not 0 <= self.frozen_epochs <= self.num_train_epochs or self.frozen_epochs != int(self.frozen_epochs):
             raise ValueError(
                 f"frozen_epochs={self.frozen_epochs}: use a whole number from 0 to num_train_epochs "
@@ -197,6 +206,8 @@ class ArtGraphTrainingArguments(TrainingArguments):
         super().__post_init__()
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
             raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
+        if self.device.type == "cpu" and self.mixed_precision == "fp16":  # Trainer would train in float32 instead
+            raise ValueError("fp16 needs a GPU: leave it out, or use bf16, which CPUs have too.")
         division: Any = self.accelerator_config
         if division.split_batches or not division.even_batches or division.dispatch_batches:
             raise ValueError(

@@ -103,7 +103,7 @@ def _newest_whole(folder: Path) -> Path | None:
         problem = damage(path)
         if problem is None:
             return path
-        logger.warning("%s is not whole (%s) and is left out.", path, problem)
+        logger.warning_once("%s is not whole (%s) and is left out.", path, problem)
     return None
 
 

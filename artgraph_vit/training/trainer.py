@@ -90,6 +90,7 @@ class ArtGraphTrainer(MultiTaskTrainer):
                     "random, such as dropout.",
                     *(checkpoint, self._resumed.processes, self._record.processes),
                 )
+            logger.warning("Going on from %s.", checkpoint)
         refuse_full_disk(self.args, self.model)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 

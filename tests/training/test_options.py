@@ -78,6 +78,8 @@ def test_no_argument_reads_the_default_config(tmp_path):
         ({"on_bad_image": "ignore"}, [], "invalid choice: 'ignore'"),
         ({"remove_unused_columns": True}, [], "remove_unused_columns=True: ArtGraphTrainer needs False"),
         ({"tasks": "artist", "seed": [1, 2]}, [], "there is no option '2'"),
+        ({"fp16": True, "use_cpu": True}, [], "fp16 needs a GPU"),
+        ({"num_train_epochs": -1, "frozen_epochs": 0}, [], "num_train_epochs=-1: use a number above 0"),
         ({"bf16_full_eval": True}, [], "would round the weights for good"),
         ({"accelerator_config": {"dispatch_batches": True}}, [], "split_batches and dispatch_batches must be false"),
         ({"push_to_hub": True}, [], "run scripts/push.py afterwards"),

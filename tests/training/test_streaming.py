@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -297,3 +297,10 @@ def check_metrics(folder: Path, processes: int) -> None:
         for name, value in expected.items():
             if not name.endswith(("runtime", "per_second", "preparation_time")):
                 assert metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_pictures_that_are_decoded_already_are_refused():
+    rows = Dataset.from_dict({"image": ["pixels"] * 3, "genre": [0, 1, 0]}).to_iterable_dataset()
+    stream = StreamedArtworks(rows, lambda columns: columns, num_rows=3, shuffle_buffer=0)
+    with pytest.raises(DataError, match=r"decoded already: call \.decode\(False\)"):
+        list(stream)
