@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from artgraph_vit.training.engines import is_sharded, whole
 from tests.training.exact import build_trainer
-from tests.training.tiny import EVAL_ROWS, TRAIN_ROWS, artworks, tiny_trainer
+from tests.training.tiny import EVAL_ROWS, TRAIN_ROWS, StopAt, Stopped, artworks, tiny_trainer
 
 # The artists are told apart in phase heads already, which ends at step 8: the best checkpoint is one of it.
 OPTIONS = {
@@ -31,19 +31,6 @@ OPTIONS = {
 STOPS = {"killed": (13,), "stopped": (3,)}
 ROWS = 64
 ACCUMULATIONS = (1, 4)
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Stopped
 
 
 class Precision(TrainerCallback):

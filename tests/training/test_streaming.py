@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator, DataError
 from artgraph_vit.data.streaming import StreamedArtworks
@@ -29,6 +28,7 @@ from .streaming_run import (
     raw_rows,
     streamed_trainer,
 )
+from .tiny import StopAt, Stopped
 
 STEPS_AN_EPOCH = 4  # 50 rows in global batches of 16: the last step has 2
 FILLED_UP = -100
@@ -203,19 +203,6 @@ def test_evaluation_of_a_stream_is_that_of_its_rows_at_once(alone):
     assert metrics["eval_genre_known_rows"] == EVAL_ROWS
 
 
-class Stop(Exception):
-    pass
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Stop
-
-
 @pytest.mark.parametrize(
     ("kill_at", "by", "workers"), [(3, "exception", 0), (7, "SIGKILL", 2), (9, "exception", 2), (16, "exception", 0)]
 )
@@ -226,7 +213,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, orders, 
         assigned = ["head_dropout=0.1", 'save_strategy="steps"', "save_steps=1"]
         assert run_script(tmp_path, "--kill-at", kill_at, *assigned, check=False).returncode == -9
     else:
-        with pytest.raises(Stop):
+        with pytest.raises(Stopped):
             streamed_trainer(tmp_path, [StopAt(kill_at)], **options).train()
     log = tmp_path / "decoded"
     resumed = streamed_trainer(tmp_path, log=log, dataloader_num_workers=workers, **options)

@@ -100,6 +100,21 @@ class KillAt(TrainerCallback):
             kill()
 
 
+class Stopped(Exception):
+    """What `StopAt` raises."""
+
+
+class StopAt(TrainerCallback):
+    """Ends the training of this process at a step by an exception, where a new process would cost time."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Stopped
+
+
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
