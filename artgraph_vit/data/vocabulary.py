@@ -21,7 +21,7 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
 
     Args:
         rows (`Dataset`): raw rows, of all splits.
-        tasks (`Sequence[Task]`): as [`load_artworks`] returns them.
+        tasks (`Sequence[Task]`): as [`load_artworks`] returns them; one that has labels keeps them.
         min_count (`int`, *optional*, defaults to 100): how many artworks a label needs where its task's rule is
             `"other"` or `"drop"`.
 
@@ -33,6 +33,9 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
     """
     built = []
     for task in tasks:
+        if task.labels:
+            built.append(task)
+            continue
         counts: Counter[str] = Counter()
         for value in rows[task.name][:]:
             counts.update(value if isinstance(value, list) else [value] if value is not None else [])

@@ -65,8 +65,8 @@ class DataArguments:
     source: str = field(
         default="",
         metadata={
-            "help": "Folder of an ArtGraph export, folder or Hub id of a datasets dataset, or 'embedded' for the "
-            "dataset that comes with the library."
+            "help": "Folder of ArtGraph (csv or raw form), of ArtSeek, of pictures with metadata, or of a prepared "
+            "dataset; a Hub id; neo4j://SERVER; or 'embedded' for the dataset that comes with the library."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
@@ -86,7 +86,16 @@ class DataArguments:
     )
     multi_label_tasks: list[str] = field(
         default_factory=list,
-        metadata={"help": "Tasks of a csv export, beside tags and media, whose cells hold several labels."},
+        metadata={"help": "Tasks beside tags and media with several labels an artwork, where no list shows it."},
+    )
+    label_separator: str | None = field(
+        default=None, metadata={"help": "What joins several labels in a string; by default a comma and a space."}
+    )
+    missing_tasks: str = _choice(
+        "error", ("error", "unknown"), "What becomes of a task named that the source lacks; unknown keeps its head."
+    )
+    image_folder: str | None = field(
+        default=None, metadata={"help": "Where the pictures of ArtGraph or ArtSeek are, if not in images/."}
     )
     stratify_by: str = field(
         default="genre",

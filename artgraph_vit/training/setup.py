@@ -63,16 +63,19 @@ def load_splits(
             )
     rows, found = load_artworks(
         source,
-        tasks=[task.name for task in tasks] if tasks else data.tasks,
+        tasks=tasks or data.tasks,
         columns=data.column_of_task,
         unknown_labels=data.unknown_labels,
         image_column=data.image_column,
         config_name=data.dataset_config,
         revision=data.dataset_revision,
         multi_label_tasks=data.multi_label_tasks,
+        label_separator=data.label_separator,
+        missing_tasks=data.missing_tasks,
         stratify_by=data.stratify_by,
+        image_folder=data.image_folder,
     )
-    tasks = list(tasks) if tasks else build_vocabulary(rows, found, data.min_count)
+    tasks = build_vocabulary(rows, found, data.min_count)
     rows = _without_bad_pictures(encode_labels(rows, tasks), data, args)
     return split_artworks(rows, data.split_seed), tasks
 

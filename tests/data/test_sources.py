@@ -10,7 +10,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from artgraph_vit.data import DataError, load_artworks, read_picture, split_artworks
-from artgraph_vit.data.sources import read_datasets
+from artgraph_vit.data.sources.hub import read_datasets
+from artgraph_vit.data.sources.rows import ReadingOptions
 
 HEADER = "image,artist,style,genre,tags,media\n"
 
@@ -263,7 +264,7 @@ def test_a_task_named_like_a_column_of_the_rows_is_refused(tmp_path, name):
 def test_a_picture_column_that_holds_no_pictures_is_refused():
     dataset = Dataset.from_dict({"image": [1, 2], "genre": ["a", "b"]})
     with pytest.raises(DataError, match="'image'"):
-        read_datasets(dataset, None, {}, frozenset())
+        read_datasets(dataset, ReadingOptions())
 
 
 def test_a_row_without_a_picture_is_refused_by_its_number(tmp_path):
@@ -277,7 +278,7 @@ def test_a_row_without_a_picture_is_refused_by_its_number(tmp_path):
 
 def test_a_dataset_without_rows_is_refused():
     with pytest.raises(DataError, match="has no rows"):
-        read_datasets(hub_dataset(rows=0, genre=(GENRE, [])), None, {}, frozenset())
+        read_datasets(hub_dataset(rows=0, genre=(GENRE, [])), ReadingOptions())
 
 
 def test_a_folder_that_is_not_there_is_refused():
@@ -318,7 +319,7 @@ def test_a_part_without_rows_is_refused(empty):
     parts = {"train": dataset.select(range(14)), "validation": dataset.select([15]), "test": dataset.select([16])}
     parts[empty] = dataset.select([])
     with pytest.raises(DataError, match="empty"):
-        split_artworks(read_datasets(DatasetDict(parts), None, {}, frozenset())[0])
+        split_artworks(read_datasets(DatasetDict(parts), ReadingOptions())[0])
 
 
 @pytest.mark.parametrize(

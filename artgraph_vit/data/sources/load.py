@@ -1,0 +1,116 @@
+"""`load_artworks`: looks at a source and calls the reader that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+
+from ...tasks import Task
+from .artgraph_csv import ARTGRAPH_CSV, read_artgraph_csv
+from .artgraph_raw import is_artgraph_raw, read_artgraph_raw
+from .artseek import is_artseek, read_artseek
+from .hub import read_datasets
+from .neo4j_graph import is_neo4j, read_neo4j
+from .picture_folder import metadata_files, read_picture_folder
+from .prepared import with_kept_vocabulary
+from .presets import PRESETS
+from .rows import DataError, ReadingOptions
+
+
+def load_artworks(
+    source: str | Path,
+    tasks: Sequence[str | Task] | None = None,
+    columns: Mapping[str, str] | None = None,
+    unknown_labels: Iterable[str] = (),
+    image_column: str = "image",
+    config_name: str | None = None,
+    revision: str | None = None,
+    multi_label_tasks: Iterable[str] = (),
+    label_separator: str | None = None,
+    missing_tasks: str = "error",
+    stratify_by: str | None = None,
+    image_folder: str | Path | None = None,
+) -> tuple[Dataset, list[Task]]:
+    """Reads a source into raw rows.
+
+    Args:
+        source (`str` or `Path`): a folder in one of these forms, which its files tell apart: ArtGraph's csv export,
+            ArtGraph's raw form, ArtSeek's JSON form, pictures with a metadata file, a dataset that scripts/prepare.py
+            made, one written by `datasets`' `save_to_disk`; the address of a Neo4j server that holds ArtGraph
+            (`neo4j://` or `bolt://`); or whatever `datasets.load_dataset` takes, such as a Hub id.
+        tasks (`Sequence[str | Task]`, *optional*): the tasks to read; by default those of ArtGraph's five that are
+            there. A [`Task`] says itself of what type it is.
+        columns (`Mapping[str, str]`, *optional*): the column of a task, where it is not called like the task.
+        unknown_labels (`Iterable[str]`, *optional*): names that mean unknown, such as "Unknown Artist".
+        image_column (`str`, *optional*, defaults to `"image"`): of a `datasets` source.
+        config_name, revision (`str`, *optional*): of a Hub dataset.
+        multi_label_tasks (`Iterable[str]`, *optional*): tasks with several labels an artwork, where neither ArtGraph
+            nor the column's type says it.
+        label_separator (`str`, *optional*): what joins several labels in a string; by default ", " in files, and in a
+            `datasets` source such a string is refused.
+        missing_tasks (`str`, *optional*, defaults to `"error"`): what becomes of a task named that the source lacks:
+            `"error"`, or `"unknown"` for no label on any artwork.
+        stratify_by (`str`, *optional*): a column, or the task it belongs to, that rows keep as `stratum`.
+        image_folder (`str` or `Path`, *optional*): where the pictures of ArtGraph and ArtSeek are, if not in
+            `images/`.
+
+    Returns:
+        The rows, and the tasks, without labels but for those given with labels or kept in a prepared dataset (see
+        [`build_vocabulary`]).
+
+    Raises:
+        DataError: names the file, row or column that is wrong.
+    """
+    options = ReadingOptions(
+        tuple(tasks) if tasks else None,
+        dict(columns or {}),
+        frozenset(unknown_labels),
+        frozenset(multi_label_tasks),
+        label_separator,
+        missing_tasks,
+        stratify_by,
+    )
+    images = Path(image_folder).expanduser() if image_folder is not None else None
+    if is_neo4j(str(source)):
+        return read_neo4j(str(source), options, images)
+    folder = Path(source).expanduser()
+    if not folder.exists() and str(source).startswith((".", "/", "~")):
+        raise DataError(f"There is no folder {str(source)!r}: give the path of a dataset, or a Hub id.")
+    if folder.is_dir():
+        if (folder / ARTGRAPH_CSV).is_file():
+            return read_artgraph_csv(folder, options, images)
+        if is_artgraph_raw(folder):
+            return read_artgraph_raw(folder, options, images)
+        if is_artseek(folder):
+            return read_artseek(folder, options, images)
+        if images is not None:
+            raise DataError(f"image_folder belongs to the sources of ArtGraph and ArtSeek, and {folder} is neither.")
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return read_datasets(load_from_disk(str(folder)), options, image_column)
+        if metadata_files(folder):
+            return read_picture_folder(folder, options)
+    return _read_with_datasets(source, folder, options, image_column, config_name, revision)
+
+
+def _read_with_datasets(
+    source: str | Path,
+    folder: Path,
+    options: ReadingOptions,
+    image_column: str,
+    config_name: str | None,
+    revision: str | None,
+) -> tuple[Dataset, list[Task]]:
+    name = str(folder) if folder.is_dir() else str(source)
+    try:
+        dataset = load_dataset(name, config_name, revision=revision)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        where = "" if folder.exists() else "is no folder here, and "
+        raise DataError(f"The source {str(source)!r} {where}cannot be read as a dataset: {reason}") from error
+    preset = PRESETS.get(name)
+    if preset is not None:
+        dataset, options = preset.renamed(dataset), preset.options(options)
+    return read_datasets(dataset, with_kept_vocabulary(options, name, revision), image_column)

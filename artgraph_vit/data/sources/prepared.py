@@ -1,0 +1,56 @@
+"""The vocabulary of a dataset that scripts/prepare.py made: `vocabulary.json` beside its shards.
+
+Its labels were chosen when it was made, from all artworks; they are not counted again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+from ...tasks import Task
+from .rows import DataError, ReadingOptions, read_text
+
+VOCABULARY = "vocabulary.json"
+
+
+def with_kept_vocabulary(options: ReadingOptions, name: str, revision: str | None) -> ReadingOptions:
+    """The options with the tasks of a prepared dataset and their labels, in a folder or on the Hub; of any other
+    dataset the options as they are.
+    """
+    kept = _kept_vocabulary(name, revision)
+    if kept is None:
+        return options
+    by_name = {task.name: task for task in kept}
+    wanted = options.tasks or tuple(by_name)
+    missing = [task for task in wanted if isinstance(task, str) and task not in by_name]
+    if missing and options.missing_tasks == "error":
+        raise DataError(
+            f"{name} was prepared without the task {missing[0]!r}, with {', '.join(by_name)}: prepare it anew."
+        )
+    return replace(options, tasks=tuple(by_name.get(task, task) if isinstance(task, str) else task for task in wanted))
+
+
+def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:
+    text = json.dumps({"tasks": [task.to_dict() for task in tasks]}, indent=1, ensure_ascii=False)
+    (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
+
+
+def _kept_vocabulary(name: str, revision: str | None) -> list[Task] | None:
+    path = Path(name) / VOCABULARY
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, VOCABULARY, repo_type="dataset", revision=revision))
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):  # not on the Hub, or not prepared
+            return None
+    if not path.is_file():
+        return None
+    try:
+        return [Task.from_dict(task) for task in json.loads(read_text(path))["tasks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} does not hold the tasks of a prepared dataset ({error}): prepare it anew.") from error
