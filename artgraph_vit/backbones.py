@@ -18,15 +18,19 @@ _UNSUITABLE = {
 }
 
 
-def refuse_unsuitable(backbone_config: Any) -> None:
+def refuse_unsuitable(backbone_config: Any, pooling: str | None = None) -> None:
     """Raises:
-    ValueError: says why, if the backbone cannot be used.
+    ValueError: says why, if the backbone cannot be used, or not with this pooling.
     """
     model_type = backbone_config.model_type
     if type(backbone_config) not in MODEL_MAPPING:
         raise ValueError(f"The backbone {model_type!r} is none that AutoModel knows: choose a vision encoder.")
     if model_type in _UNSUITABLE:
         raise ValueError(f"The backbone {model_type!r} {_UNSUITABLE[model_type]}: choose another.")
+    if pooling == "pooler" and not has_pooler(backbone_config):
+        raise ValueError(
+            "pooling='pooler': this backbone gives no pooled vector; use 'cls' or 'mean'."
+        )
 
 
 def without_pooler(backbone_config: Any) -> dict[str, bool]:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones import default_pooling, has_pooler, refuse_unsuitable, without_pooler
+from .backbones import default_pooling, refuse_unsuitable, without_pooler
 from .configuration_artgraph_vit import ArtGraphViTConfig
 from .losses import (
     join_task_losses,
@@ -92,9 +92,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                     f"Task {task.name!r} has {task.num_labels} label(s), so there is nothing to tell apart: "
                     "leave the task out or give it more labels."
                 )
-        refuse_unsuitable(config.backbone_config)
-        if config.pooling == "pooler" and not has_pooler(config.backbone_config):
-            raise ValueError("This backbone gives no pooled vector: use pooling='cls' or pooling='mean'.")
+        refuse_unsuitable(config.backbone_config, config.pooling)
         self.backbone: PreTrainedModel = AutoModel.from_config(
             config.backbone_config, **without_pooler(config.backbone_config)
         )
@@ -216,6 +214,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         """
         if (pixel_values is None) == (pooled is None):
             raise ValueError("Give pixel_values, or what the backbone made of them as pooled, and not both.")
+        if pixel_values is not None and not pixel_values.is_floating_point():
+            raise ValueError("pixel_values are bytes: make floats of them with artgraph_vit.data.PixelNormalizer.")
         features: Any = {}
         if pooled is None:
             asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}

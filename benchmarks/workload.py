@@ -125,6 +125,7 @@ def make_trainer(folder: str | Path, model, train=None, evaluation=None, collato
             data_collator=collator or ArtGraphCollator(model.config.tasks),
             train_dataset=train,
             eval_dataset=evaluation,
+            processing_class=ViTImageProcessorPil(),
             callbacks=list(callbacks),
         )
     )

@@ -48,8 +48,14 @@ def main() -> None:
     model, image_processor = load_checkpoint(evaluation.checkpoint, evaluation.revision)
     tasks = model.config.tasks
     splits, _ = load_splits(data_args, args, tasks)
-    pictures = with_pixels(splits[evaluation.split], image_processor)
-    trainer = ArtGraphTrainer(model=model, args=args, data_collator=ArtGraphCollator(tasks), eval_dataset=pictures)
+    pictures = with_pixels(splits[evaluation.split], image_processor, data_args.jpeg_scale)
+    trainer = ArtGraphTrainer(
+        model=model,
+        args=args,
+        data_collator=ArtGraphCollator(tasks),
+        eval_dataset=pictures,
+        processing_class=image_processor,
+    )
     metrics = trainer.evaluate(metric_key_prefix=evaluation.split)
     recipe = {"checkpoint": evaluation.checkpoint}
     results = collect_results(metrics, evaluation.split, splits, tasks, recipe, args.seed)

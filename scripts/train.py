@@ -41,7 +41,7 @@ def main() -> None:
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
     model = build_model(model_args, tasks, splits["train"])
-    pictures = {split: with_pixels(rows, image_processor) for split, rows in splits.items()}
+    pictures = {split: with_pixels(rows, image_processor, data_args.jpeg_scale) for split, rows in splits.items()}
     trainer = ArtGraphTrainer(
         model=model,
         args=args,

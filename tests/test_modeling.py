@@ -391,3 +391,8 @@ def test_one_dropout_mask_serves_all_heads(build_model):
     model.train()
     logits = model(torch.randn(4, 3, 16, 16)).logits
     assert torch.equal(logits["one"], logits["two"])
+
+
+def test_bytes_are_refused_by_a_sentence(build_model, make_batch):
+    with pytest.raises(ValueError, match="pixel_values are bytes: make floats of them"):
+        build_model()(pixel_values=make_batch()["pixel_values"].to(torch.uint8))

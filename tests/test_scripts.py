@@ -176,7 +176,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--min_count", "100000"), "lower min_count"),
         (("--backbone", "nosuch/backbone"), "The backbone 'nosuch/backbone' cannot be used: "),
         (("--pooling", "max"), "pooling='max': use one of cls, mean, pooler"),
-        (("--pooling", "pooler"), "this backbone gives no pooled vector; use cls or mean"),
+        (("--pooling", "pooler"), "this backbone gives no pooled vector; use 'cls' or 'mean'"),
         (("--loss_epsilon", "0.1"), "loss_epsilon=0.1: use a number from 0 to 1e-6"),
         (
             ("--source", "nosuch/dataset"),

@@ -1,6 +1,6 @@
 """From a source of artworks to batches: sources -> vocabulary -> splits -> pictures -> batches."""
 
-from .batches import ArtGraphCollator, PictureTransform, with_pixels
+from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels
 from .pictures import find_bad_pictures, leave_out, read_picture
 from .sources import DataError, load_artworks
 from .splits import split_artworks
@@ -11,6 +11,7 @@ __all__ = [
     "ArtGraphCollator",
     "DataError",
     "PictureTransform",
+    "PixelNormalizer",
     "StreamedArtworks",
     "build_vocabulary",
     "encode_labels",

@@ -31,11 +31,13 @@ class BadPictureError(ValueError):
     """The bytes are no picture that can be decoded whole."""
 
 
-def read_picture(image: Mapping[str, Any]) -> Image.Image:
+def read_picture(image: Mapping[str, Any], at_least: int | None = None) -> Image.Image:
     """Decodes one picture.
 
     Args:
         image (`Mapping`): what an undecoded `datasets.Image` holds: `bytes`, or else the `path` of a file.
+        at_least (`int`, *optional*): pixels that both sides need; a larger JPEG is decoded at a half, a quarter or an
+            eighth of its size where that is enough, which is faster.
 
     Returns:
         A PIL picture in mode RGB, the right way up; of an animation the first frame, on white where transparent.
@@ -48,6 +50,8 @@ def read_picture(image: Mapping[str, Any]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to speak up once for each epoch
             with Image.open(image["path"] if data is None else io.BytesIO(data)) as picture:
+                if at_least is not None:
+                    picture.draft(None, (at_least, at_least))  # does something for JPEGs only
                 picture.load()
                 return _to_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # each of Pillow's decoders has errors of its own

@@ -102,6 +102,11 @@ class DataArguments:
         metadata={"help": "Column by which a split is stratified, if one is made; it need not be a task."},
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
+    jpeg_scale: str = _choice(
+        "twice",
+        ("twice", "once", "full"),
+        "JPEGs are decoded at no less than twice (once) what the model takes, or in full, which is slower.",
+    )
     on_bad_image: str = _choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
     embedded_folder: str = field(
         default="runs/embedded-dataset", metadata={"help": "Where the embedded dataset is painted."}

@@ -107,8 +107,9 @@ def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path, shape: tup
     with bar, torch.random.fork_rng(devices=[]), _written(path, shape, trainer.is_local_process_zero()) as file:
         # The random state is forked: training draws what it draws without this pass.
         for batch in trainer.get_test_dataloader(pictures):
+            pixels = {"pixel_values": batch["pixel_values"].to(trainer.args.device)}
             with trainer.compute_loss_context_manager():
-                pooled = model(pixel_values=batch["pixel_values"].to(trainer.args.device)).pooled
+                pooled = model(**trainer.normalize_pixels(pixels)).pooled
             pooled = trainer.accelerator.gather_for_metrics(pooled.float())  # in the order of the rows, no padding
             if file is not None:
                 file.write(pooled.cpu().numpy().tobytes())
@@ -152,7 +153,7 @@ def _digest_of_backbone(trainer: ArtGraphTrainer, transform: PictureTransform) -
     model: ArtGraphViTForImageClassification = trainer.model
     backbone_config: Any = model.config.backbone_config
     digest = hashlib.sha256()
-    processor = transform.image_processor.to_json_string()
+    processor = [transform.image_processor.to_json_string(), transform.jpeg_scale]
     precision = [trainer.accelerator.mixed_precision, model.config.pooling, torch.__version__]
     digest.update(json.dumps([backbone_config.to_dict(), processor, precision], default=str).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):

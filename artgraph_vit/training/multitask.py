@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import slice_tensors
 from transformers import EvalPrediction, ProgressCallback
 
-from ..data import ArtGraphCollator
+from ..data import ArtGraphCollator, PixelNormalizer
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
 from ..losses import join_task_losses
@@ -60,6 +60,8 @@ class MultiTaskTrainer(EngineTrainer):
         kwargs["callbacks"] = [self._finite, *(kwargs.get("callbacks") or [])]
         super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
         self.config: Any = model.config
+        processor: Any = self.processing_class
+        self._pixel_normalizer = PixelNormalizer(processor) if processor is not None else None
         if self.pop_callback(ProgressCallback):
             self.add_callback(EpochTable(self.running_losses, self.get_total_train_batch_size(args)))
         tasks = model.config.tasks
@@ -101,6 +103,15 @@ class MultiTaskTrainer(EngineTrainer):
         """All parameters but the log variances, as PyTorch's AdamW does it."""
         return [name for name, _ in model.named_parameters() if not name.endswith("log_variances")]
 
+    def normalize_pixels(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs on the device, with floats in place of the bytes in which pixels travel."""
+        pixels = inputs.get("pixel_values")
+        if pixels is None or pixels.dtype != torch.uint8:
+            return inputs
+        if self._pixel_normalizer is None:
+            raise UserError("The pixels come as bytes: pass the image processor to the trainer as processing_class.")
+        return {**inputs, "pixel_values": self._pixel_normalizer(pixels)}
+
     # ---- one optimizer step ----
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -141,6 +152,7 @@ class MultiTaskTrainer(EngineTrainer):
         `num_items_in_batch` is what `get_batch_samples` returned: the step's denominators, `(T,)`.
         """
         names = inputs.pop("names", None)
+        inputs = self.normalize_pixels(inputs)
         own = num_items_in_batch / self.accelerator.num_processes
         micro_batches = self.current_gradient_accumulation_steps
         outputs = model(**inputs, denominators=own, log_term_share=1 / micro_batches)
@@ -229,7 +241,7 @@ class MultiTaskTrainer(EngineTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits and labels of a batch; the loss is made of sums in the end, not of a mean of batch means."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.normalize_pixels(self._prepare_inputs(inputs))
         labels = inputs.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(pixel_values=inputs.get("pixel_values"), pooled=inputs.get("pooled")).logits

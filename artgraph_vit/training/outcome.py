@@ -158,6 +158,7 @@ def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
         "min_count": data.min_count,
         "tasks": data.tasks,
         "split_seed": data.split_seed,
+        "jpeg_scale": data.jpeg_scale,
     }
     return {**chosen, "backbone": _portable(model.backbone)}
 

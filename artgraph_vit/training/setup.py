@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
-from ..backbones import has_pooler, refuse_unsuitable
+from ..backbones import refuse_unsuitable
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..data import (
     DataError,
@@ -89,12 +89,10 @@ def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
     with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
         backbone_config = AutoConfig.from_pretrained(model.backbone, revision=model.backbone_revision)
         backbone_config = getattr(backbone_config, "vision_config", backbone_config)
-        refuse_unsuitable(backbone_config)
+        refuse_unsuitable(backbone_config, model.pooling)
         image_processor = AutoImageProcessor.from_pretrained(model.backbone, revision=model.backbone_revision)
     with _as_user_error("The options of the model are wrong"):
         ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
-        if model.pooling == "pooler" and not has_pooler(backbone_config):
-            raise ValueError("pooling='pooler': this backbone gives no pooled vector; use cls or mean.")
     return image_processor
 
 

@@ -8,9 +8,29 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
-from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.data import (
+    ArtGraphCollator,
+    DataError,
+    PictureTransform,
+    PixelNormalizer,
+    batches,
+    read_picture,
+    with_pixels,
+)
+from artgraph_vit.data.exact import encode_exact, exact_mark
+
+
+def painting(width: int, height: int, **options) -> dict:
+    """An undecoded JPEG with large shapes, edges and some grain."""
+    random = np.random.default_rng(width + height)
+    shapes = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((width, height), 3)
+    edges = Image.fromarray(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)).resize((width, height), 0)
+    grain = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    Image.blend(Image.blend(shapes, edges, 0.3), grain, 0.1).save(file, "JPEG", quality=90, **options)
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def test_a_batch_has_the_agreed_shapes_and_types(tasks):
@@ -61,15 +81,88 @@ def rows() -> Dataset:
     return Dataset.from_dict(values, features=features)
 
 
-def test_pixels_are_resized_and_normalised_as_the_image_processor_says(rows):
+def test_pixels_are_resized_bytes_and_normalised_as_the_image_processor_says(rows):
     processor = ViTImageProcessor(size={"height": 8, "width": 6}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     fetched = with_pixels(rows, processor)[:]
-    red, grey = fetched["pixel_values"]
+    assert [pixels.dtype for pixels in fetched["pixel_values"]] == [torch.uint8] * 2
+    red, grey = PixelNormalizer(processor)(torch.stack(fetched["pixel_values"]))
     assert red.shape == (3, 8, 6)
     np.testing.assert_allclose(red[:, 4, 3], [2, -2, -2], atol=1e-6)  # (1 - .5)/.25 and (0 - .5)/.25
     np.testing.assert_allclose(grey, (51 / 255 - 0.5) / 0.25, atol=1e-6)
     assert fetched["genre"] == [1, None]
     assert fetched["tags"] == [[0], None]
+
+
+PROCESSORS = [
+    ViTImageProcessor(),
+    ViTImageProcessor(size={"height": 96, "width": 64}, do_rescale=False, do_normalize=False),
+    ViTImageProcessor(do_normalize=False, rescale_factor=1 / 127.5),
+    BitImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}),
+]
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("size", [(700, 500), (300, 900), (40, 30)])
+def test_without_draft_the_pixels_are_those_of_the_image_processor(processor, size):
+    image = painting(*size)
+    expected = processor(Image.open(io.BytesIO(image["bytes"])).convert("RGB"), return_tensors="pt")["pixel_values"]
+    pixels = PictureTransform(processor, "full").pixels(image)
+    torch.testing.assert_close(PixelNormalizer(processor)(pixels[None]), expected.float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("jpeg_scale", "mean", "top"), [("twice", 0.7, 6), ("once", 2.0, 20)])
+def test_a_jpeg_decoded_smaller_gives_nearly_the_same_pixels(jpeg_scale, mean, top):
+    processor = ViTImageProcessor()
+    image = painting(1400, 1000)
+    full, small = (PictureTransform(processor, s).pixels(image).float() for s in ("full", jpeg_scale))
+    difference = (full - small).abs()
+    assert 0 < difference.mean() <= mean
+    assert difference.quantile(0.99) <= top
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_jpeg_scale_says_how_large_a_jpeg_is_decoded(processor, monkeypatch):
+    """Twice what the model takes, of 2,000 pixels, in the scales a JPEG has: an eighth and its multiples."""
+    sizes = []
+
+    def recorded(*args, **options):
+        picture = read_picture(*args, **options)
+        sizes.append(picture.width)
+        return picture
+
+    monkeypatch.setattr(batches, "read_picture", recorded)
+    image = painting(2000, 2000)
+    largest = max(processor.size.get(side) or 0 for side in ("height", "width", "shortest_edge"))
+    for jpeg_scale, needed in (("twice", 2 * largest), ("once", largest), ("full", 2000)):
+        PictureTransform(processor, jpeg_scale).pixels(image)
+        assert sizes[-1] == min(side for side in (250, 500, 1000, 2000) if side >= needed)
+
+
+def test_a_turned_jpeg_is_decoded_smaller_and_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = painting(1600, 800, exif=exif)
+    pixels = PictureTransform(ViTImageProcessor(), "twice").pixels(image).float()
+    whole = PictureTransform(ViTImageProcessor(), "full").pixels(image).float()
+    assert (pixels - whole).abs().mean() < 1
+
+
+def test_prepared_pixels_are_taken_as_they_are():
+    processor = BitImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64})
+    picture = Image.open(io.BytesIO(painting(300, 200)["bytes"]))
+    pixels = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    data = encode_exact(pixels.transpose(1, 2, 0), exact_mark(processor))
+    taken = PictureTransform(processor).pixels({"bytes": data, "path": None})
+    assert (taken.numpy() == pixels).all()
+    assert (np.asarray(read_picture({"bytes": data})) == pixels.transpose(1, 2, 0)).all()  # a picture like any other
+    with pytest.raises(DataError, match="prepared for an image processor that resizes otherwise"):
+        PictureTransform(ViTImageProcessor()).pixels({"bytes": data, "path": None})
+
+
+def test_prepared_pixels_know_their_processor_again_after_it_was_saved(tmp_path):
+    for processor in PROCESSORS:
+        processor.save_pretrained(tmp_path)
+        assert exact_mark(AutoImageProcessor.from_pretrained(tmp_path)) == exact_mark(processor)
 
 
 def test_fetched_rows_go_straight_into_a_batch(rows, tasks):

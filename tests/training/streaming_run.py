@@ -17,10 +17,10 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 from PIL import Image as Pillow
 from safetensors.torch import save_file
-from transformers import ViTImageProcessor, set_seed
+from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).parent))  # where torchrun does not look
-from tiny import TASKS, KillAt, tiny_model
+from tiny import TASKS, KillAt, image_processor, tiny_model
 
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.batches import PictureTransform
@@ -37,13 +37,13 @@ class NumberedPictures(PictureTransform):
     """Writes the number of each row it decodes into the row's first pixel, and as a line into a file."""
 
     def __init__(self, log: Path | None = None):
-        super().__init__(ViTImageProcessor(size={"height": 32, "width": 32}))
+        super().__init__(image_processor())
         self.log = log
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         ready = super().__call__(rows)
         for pixels, name in zip(ready["pixel_values"], rows["name"], strict=True):
-            pixels[0, 0, 0] = -1 if name is None else int(name) / 100
+            pixels[0, 0, 0] = 255 if name is None else int(name)
         if self.log:
             with open(self.log, "a") as file:  # the processes and workers append to it line by line
                 file.write("".join(f"{name}\n" for name in rows["name"]))
@@ -52,7 +52,7 @@ class NumberedPictures(PictureTransform):
 
 def numbers(pixel_values: torch.Tensor) -> list[int]:
     """The numbers of the rows of a batch `(B, 3, H, W)`; -100 for one that fills up."""
-    return (pixel_values[:, 0, 0, 0] * 100).round().int().tolist()
+    return [-100 if number == 255 else number for number in pixel_values[:, 0, 0, 0].tolist()]
 
 
 def raw_rows(count: int, seed: int, shards: int = 3) -> IterableDataset:
@@ -121,6 +121,7 @@ def streamed_trainer(output_dir, callbacks=(), head_dropout: float = 0.0, log=No
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=StreamedArtworks(raw_rows(TRAIN_ROWS, 1), NumberedPictures(log), TRAIN_ROWS, BUFFER, SEED),
         eval_dataset=StreamedArtworks(raw_rows(EVAL_ROWS, 2), NumberedPictures(), EVAL_ROWS, shuffle_buffer=0),
+        processing_class=image_processor(),
         callbacks=list(callbacks),
     )
 

@@ -16,7 +16,7 @@ from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 from .processes import final_weights, run_tiny
-from .tiny import EVAL_ROWS, TASKS, artworks, tiny_model
+from .tiny import EVAL_ROWS, TASKS, artworks, image_processor, tiny_model
 from .tiny import TRAIN_ROWS as ROWS
 
 
@@ -59,6 +59,7 @@ def build(folder, pictures, cache: bool = True, seed: int = 0, **options) -> tup
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=artworks(pictures, ROWS, seed=1),
         eval_dataset=artworks(pictures, EVAL_ROWS, seed=2),
+        processing_class=image_processor(),
     )
     return trainer, BackboneRows(model)
 

@@ -85,8 +85,11 @@ def artworks(folder, rows: int, seed: int, size: int = 32) -> Dataset:
             "tags": [[t for t in ("Tree", "boat", "moon") if labels.random() < 0.4] or None for _ in range(rows)],
         }
     ).cast_column("image", ImageFeature(decode=False))
-    processor = ViTImageProcessor(size={"height": size, "width": size})
-    return with_pixels(encode_labels(raw, TASKS).remove_columns("split"), processor)
+    return with_pixels(encode_labels(raw, TASKS).remove_columns("split"), image_processor(size))
+
+
+def image_processor(size: int = 32) -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": size, "width": size})
 
 
 class KillAt(TrainerCallback):
@@ -179,6 +182,7 @@ def tiny_trainer(
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=train,
         eval_dataset=evaluation,
+        processing_class=image_processor(),
         callbacks=list(callbacks),
     )
 
