@@ -14,20 +14,12 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ...tasks import Task
-from .rows import (
-    ArtworkTable,
-    DataError,
-    PictureFolder,
-    ReadingOptions,
-    read_split_files,
-    rows_of_table,
-    split_name,
-)
+from .files import PictureFolder, not_utf8, read_split_files
+from .rows import ArtworkTable, DataError, ReadingOptions, rows_of_table, split_name
 
 logger = logging.get_logger(__name__)
 
 ARTGRAPH_CSV = "artgraph_dataset.csv"
-_TOO_MANY = "\0"  # the key of cells beyond the last column; no column can be called so
 
 
 def read_artgraph_csv(folder: Path, options: ReadingOptions, images: Path | None = None) -> tuple[Dataset, list[Task]]:
@@ -46,7 +38,7 @@ def read_artgraph_csv(folder: Path, options: ReadingOptions, images: Path | None
     for number, record in lines:
         name = record["image"]
         if not name:
-            raise DataError(f"{path}, line {number}: the row does not have one value for each column.")
+            raise DataError(f"{path}, line {number}: the cell 'image' is empty: name the picture or remove the line.")
         table.names.append(name)
         table.pictures.append(pictures.path_of(name, f"{path}, line {number}"))
         table.splits.append(record.get("split"))
@@ -72,34 +64,50 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]
     """The columns of a csv file with a header, and its lines: their number, and one string for each column.
 
     Raises:
-        DataError: while reading, if a line is not of that form.
+        DataError: here or while reading, if the header or a line is not of that form.
     """
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:  # the lines say what is wrong
-        return next(csv.reader(file), []), _csv_lines(path)
+    lines = csv_lines(path)
+    header = next(lines, (0, []))[1]
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has the column {twice!r} twice: rename or remove one.")
+    return header, _records(path, header, lines)
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _records(
+    path: Path, header: list[str], lines: Iterator[tuple[int, list[str]]]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{path}, line {number}: the row does not have one value for each column, but {len(cells)} for "
+                f"{len(header)}; a value that holds a comma stands in quotation marks."
+            )
+        yield number, dict(zip(header, cells, strict=True))
+
+
+def csv_lines(path: Path, skipinitialspace: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line that is not blank, and the line's number.
+
+    Raises:
+        DataError: while reading, if a line is no csv.
+    """
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey=_TOO_MANY)
+        reader = csv.reader(file, skipinitialspace=skipinitialspace)
         try:
-            for record in reader:
-                if _TOO_MANY in record or None in record.values():
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: the row does not have one value for each column."
-                    )
-                if any("\n" in value for value in record.values()):
+            for cells in reader:
+                if any("\n" in cell for cell in cells):
                     raise DataError(
                         f"{path}, line {reader.line_num}: a cell goes over several lines; close its quotation mark."
                     )
-                yield reader.line_num, record
+                if cells:
+                    yield reader.line_num, cells
         except csv.Error as error:
             raise DataError(
                 f"{path}, line {reader.line_num + 1}: {error}; look for an unclosed quotation mark."
             ) from error
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
-            ) from error
+            raise not_utf8(path, error) from error
 
 
 def in_a_split(table: ArtworkTable, split_of: dict[str, str]) -> ArtworkTable:

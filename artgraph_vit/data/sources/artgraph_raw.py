@@ -7,13 +7,13 @@ name is that of its file in `images/`. `raw/relations/artwork___<relation>___<ty
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset
 
 from ...tasks import Task
+from .artgraph_csv import csv_lines
 from .graph import RELATIONS, Relation, rows_of_graph
 from .rows import DataError, ReadingOptions
 
@@ -35,7 +35,7 @@ def read_artgraph_raw(folder: Path, options: ReadingOptions, images: Path | None
         if edges is not None:
             labels[relation.task] = _labels(folder, relation, edges, artworks)
     return rows_of_graph(
-        str(folder / "raw" / "relations"),
+        str(folder),
         artworks.values(),
         labels,
         images or folder / "images",
@@ -50,7 +50,9 @@ def _labels(folder: Path, relation: Relation, edges: Path, artworks: dict[str, s
     for line, (source, target) in _pairs(edges):
         for node, known, node_type in ((source, artworks, "artwork"), (target, names, relation.node_type)):
             if node not in known:
-                raise DataError(f"{edges}, line {line}: there is no {node_type} {node!r} in {_mapping(node_type)}.")
+                raise DataError(
+                    f"{edges}, line {line}: there is no {node_type} {node!r} in {_mapping(node_type)}: add it."
+                )
         labels.setdefault(artworks[source], []).append(names[target])
     return labels
 
@@ -72,28 +74,17 @@ def _mapping(node_type: str) -> str:
 def _read_mapping(folder: Path, node_type: str) -> dict[str, str]:
     path = folder / _mapping(node_type)
     if not path.is_file():
-        raise DataError(f"There is no file {path}, which gives the {node_type} nodes their names.")
+        raise DataError(f"There is no file {path}, which gives the {node_type} nodes their names: export it too.")
     names: dict[str, str] = {}
     for line, (node, name) in _pairs(path):
         if node in names:
-            raise DataError(f"{path}, line {line}: the id {node!r} stands twice.")
+            raise DataError(f"{path}, line {line}: the id {node!r} stands twice: give each node its own.")
         names[node] = name
     return names
 
 
 def _pairs(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        try:
-            for record in reader:
-                if len(record) != 2 or not all(record) or any("\n" in value for value in record):
-                    raise DataError(f"{path}, line {reader.line_num}: there should be two values, not {record}.")
-                yield reader.line_num, (record[0], record[1])
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {reader.line_num + 1}: {error}; look for an unclosed quotation mark."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
-            ) from error
+    for number, cells in csv_lines(path, skipinitialspace=True):  # the exporter's own page writes "0, name"
+        if len(cells) != 2 or not all(cells):
+            raise DataError(f"{path}, line {number}: there should be two values, an id and another, not {cells}.")
+        yield number, (cells[0], cells[1])

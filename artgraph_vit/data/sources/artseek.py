@@ -7,21 +7,22 @@ else their ids are.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from ...tasks import Task
+from .files import PictureFolder, json_value, read_text
 from .graph import RELATIONS
-from .rows import SPLIT_NAMES, ArtworkTable, DataError, PictureFolder, ReadingOptions, read_text, rows_of_table
+from .rows import SPLIT_NAMES, ArtworkTable, DataError, ReadingOptions, rows_of_table
 
 FILES = ("train.json", "val.json", "test.json")
 
 
-def is_artseek(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in FILES) and (folder / "images").is_dir()
+def is_artseek(folder: Path, images: Path | None = None) -> bool:
+    """A folder without `images/` may well be a dataset in JSON of another form."""
+    return any((folder / name).is_file() for name in FILES) and (images or folder / "images").is_dir()
 
 
 def read_artseek(folder: Path, options: ReadingOptions, images: Path | None = None) -> tuple[Dataset, list[Task]]:
@@ -43,11 +44,12 @@ def read_artseek(folder: Path, options: ReadingOptions, images: Path | None = No
                 raise DataError(f"{where}: there should be lists of ids by label type, not {related!r}.")
             name = _name_of(content, "artwork", artwork, where) if "artwork" in content else artwork
             table.names.append(name)
-            table.pictures.append(pictures.path_of(_file_name(pictures.folder, name), where))
+            table.pictures.append(pictures.path_of(_file_name(name), where))
             table.splits.append(SPLIT_NAMES[path.stem])
             for relation in RELATIONS:
                 if relation.node_type in content:
-                    ids = related.get(relation.node_type) or []
+                    ids = related.get(relation.node_type)
+                    ids = [] if ids is None else ids
                     if not isinstance(ids, list):
                         raise DataError(f"{where}: {relation.node_type!r} should be a list of ids, not {ids!r}.")
                     labels = [_name_of(content, relation.node_type, node, where) for node in ids]
@@ -58,7 +60,7 @@ def read_artseek(folder: Path, options: ReadingOptions, images: Path | None = No
     return rows_of_table(table, options)
 
 
-def _file_name(images: Path, name: str) -> str:
+def _file_name(name: str) -> str:
     """Names come without the extension; one that has it is taken as it is."""
     return name if name.lower().endswith((".jpg", ".jpeg", ".png")) else f"{name}.jpg"
 
@@ -66,18 +68,17 @@ def _file_name(images: Path, name: str) -> str:
 def _name_of(content: dict[str, Any], node_type: str, node: Any, where: str) -> str:
     name = content[node_type].get(str(node))
     if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: the map {node_type!r} gives the id {node!r} no name.")
+        raise DataError(f"{where}: the map {node_type!r} gives the id {node!r} no name: add it.")
     return name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
+    content = json_value(read_text(path), str(path))
     if not isinstance(content, dict) or not isinstance(content.get("relationships"), dict):
-        raise DataError(f"{path} holds no object with the key 'relationships'.")
+        raise DataError(
+            f"{path} holds no object with the key 'relationships', which maps artworks to ids: export it anew."
+        )
     for relation in (*(relation.node_type for relation in RELATIONS), "artwork"):
         if not isinstance(content.get(relation, {}), dict):
-            raise DataError(f"{path}: {relation!r} should map ids to names.")
+            raise DataError(f"{path}: {relation!r} should map ids to names: export it anew.")
     return content

@@ -14,7 +14,8 @@ from datasets import Dataset
 
 from ...tasks import Task
 from .artgraph_csv import in_a_split
-from .rows import ArtworkTable, DataError, PictureFolder, ReadingOptions, read_split_files, rows_of_table
+from .files import PictureFolder, read_split_files
+from .rows import ArtworkTable, DataError, ReadingOptions, rows_of_table
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def rows_of_graph(
     pictures = PictureFolder(images)
     twice = next((name for name, following in pairwise(ordered) if name == following), None)
     if twice is not None:
-        raise DataError(f"{where} has two artworks called {twice!r}: a name leads to one picture.")
+        raise DataError(f"{where} has two artworks called {twice!r}: a name leads to one picture, so rename one.")
     table = ArtworkTable(
         where,
         ordered,

@@ -1,16 +1,20 @@
 """A `datasets` dataset, of the Hub or local, whose labels stand in named columns.
 
-A column holds strings, `ClassLabel`s, lists of either, or strings of several labels joined by a separator.
+A column holds strings, `ClassLabel`s, lists of either, or strings of several labels joined by a separator. Pictures
+are in the dataset, or files whose paths are in it: those must lie where the dataset's own files may be.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeList, List, Value, concatenate_datasets
 
 from ...tasks import MULTI_LABEL, Task
+from .files import picture_inside
 from .rows import (
     SPLIT_NAMES,
     DataError,
@@ -22,11 +26,24 @@ from .rows import (
     raw_features,
 )
 
+_LISTS = (List, LargeList)
+_STRINGS = (Value("string"), Value("large_string"))
+
 
 def read_datasets(
-    dataset: Dataset | DatasetDict, options: ReadingOptions, image_column: str = "image"
+    dataset: Dataset | DatasetDict,
+    options: ReadingOptions,
+    image_column: str = "image",
+    picture_folders: Sequence[Path] | None = None,
 ) -> tuple[Dataset, list[Task]]:
     """Raw rows of a dataset, and their tasks.
+
+    Args:
+        dataset (`Dataset` or `DatasetDict`).
+        options ([`ReadingOptions`]).
+        image_column (`str`, *optional*, defaults to `"image"`).
+        picture_folders (`Sequence[Path]`, *optional*): where pictures may be that are files; anywhere by default, for
+            a dataset in whose paths the user trusts.
 
     Raises:
         DataError: names the split, column or row that is wrong.
@@ -53,6 +70,8 @@ def read_datasets(
         pictures = part.select_columns([image_column])
         if image_column != "image":
             pictures = pictures.rename_column(image_column, "image")
+        if isinstance(pictures.features["image"], Value):
+            pictures = pictures.cast_column("image", Value("string"))  # it may be a large_string
         pictures = pictures.cast_column("image", Image(decode=False))
         features = Features({name: feature for name, feature in raw_features(chosen).items() if name != "name"})
         features = Features({**features, **as_strings(stratum)})
@@ -61,8 +80,9 @@ def read_datasets(
         )
     rows = concatenate_datasets(raw_parts)
     if not len(rows):
-        raise DataError("The dataset has no rows.")
-    names = Dataset.from_dict({"name": _picture_names(rows)})
+        raise DataError("The dataset has no rows: read one that has.")
+    roots = None if picture_folders is None else [folder.resolve() for folder in picture_folders]
+    names = Dataset.from_dict({"name": _picture_names(rows, roots)})
     return concatenate_datasets([rows, names], axis=1), chosen
 
 
@@ -72,15 +92,16 @@ def _refuse_no_pictures(part: Dataset, image_column: str, where: str) -> None:
             f"{where} has no column {image_column!r}; its columns are {', '.join(part.column_names)}. "
             "Name the one with the pictures by image_column."
         )
-    if not isinstance(part.features[image_column], Image) and part.features[image_column] != Value("string"):
+    feature = part.features[image_column]
+    if not isinstance(feature, Image) and feature not in _STRINGS:
         raise DataError(
-            f"The column {image_column!r} of {where} holds {part.features[image_column]}, no pictures: "
+            f"The column {image_column!r} of {where} holds {feature}, no pictures: "
             "name the one with the pictures by image_column."
         )
 
 
 def _choose_tasks(part: Dataset, where: str, options: ReadingOptions) -> list[Task]:
-    lists = {name: MULTI_LABEL for name, feature in part.features.items() if isinstance(feature, List)}
+    lists = {name: MULTI_LABEL for name, feature in part.features.items() if isinstance(feature, _LISTS)}
     chosen = choose_tasks(part.column_names, where, options, lists)
     for task in chosen:
         column = options.column_of(task)
@@ -97,8 +118,8 @@ def _choose_tasks(part: Dataset, where: str, options: ReadingOptions) -> list[Ta
 def _split_of_part(part: Dataset, part_name: str | None, is_alone: bool) -> list[str | None]:
     if "split" in part.column_names and is_alone:
         feature = part.features["split"]
-        names = [feature.int2str(v) if isinstance(feature, ClassLabel) else v for v in part["split"][:]]
-        wrong = [name for name in names if name not in SPLIT_NAMES]
+        names = [_name_of(value, feature, "The column 'split'") for value in part["split"][:]]
+        wrong = [name for name in names if not isinstance(name, str) or name not in SPLIT_NAMES]
         if wrong:
             raise DataError(f"The column 'split' holds {wrong[0]!r}; splits are called {', '.join(SPLIT_NAMES)}.")
         return [SPLIT_NAMES[name] for name in names]
@@ -114,27 +135,29 @@ def _labels(part: Dataset, task: Task, options: ReadingOptions, where: str) -> l
     if column not in part.column_names:  # asked for all the same, by missing_tasks
         return [None] * len(part)
     feature = part.features[column]
-    inner = feature.feature if isinstance(feature, List) else feature
-    if not (isinstance(inner, ClassLabel) or (isinstance(inner, Value) and inner.dtype in ("string", "large_string"))):
+    inner = feature.feature if isinstance(feature, _LISTS) else feature
+    if not isinstance(inner, ClassLabel) and inner not in _STRINGS:
         raise DataError(f"The column {column!r} holds {inner}, not the names of labels or a ClassLabel.")
 
-    def name_of(label) -> str | None:
-        if isinstance(inner, ClassLabel) and label is not None:
-            return inner.int2str(label) if label >= 0 else None  # -1 is how the Hub writes a missing ClassLabel
+    renamed = options.renamed_labels.get(column, {})
+    labels = []
+    for row, cell in enumerate(part[column][:]):
+        place = f"{where}, row {row}"
+        found = [_name_of(label, inner, place) for label in (cell if isinstance(cell, list) else [cell])]
+        names = [renamed.get(name, name) for name in found]
+        labels.append(labels_of_cell(names if isinstance(cell, list) else names[0], task, options, place))
+    return labels
+
+
+def _name_of(label, feature, place: str):
+    if not isinstance(feature, ClassLabel) or label is None:
         return label
-
-    return [
-        labels_of_cell(
-            [name_of(label) for label in cell] if isinstance(cell, list) else name_of(cell),
-            task,
-            options,
-            f"{where}, row {row}",
-        )
-        for row, cell in enumerate(part[column][:])
-    ]
+    if label >= feature.num_classes:
+        raise DataError(f"{place}: the label {label} is none of the {feature.num_classes} names: correct the dataset.")
+    return feature.int2str(label) if label >= 0 else None  # -1 is how the Hub writes a missing ClassLabel
 
 
-def _picture_names(rows: Dataset) -> list[str]:
+def _picture_names(rows: Dataset, roots: Sequence[Path] | None) -> list[str]:
     """A name for each row that changes neither when rows move nor when their folder does: the path of its file below
     the folder that all share, else a hash of its bytes.
     """
@@ -144,10 +167,11 @@ def _picture_names(rows: Dataset) -> list[str]:
         if image.get("bytes"):
             names.append(hashlib.sha256(image["bytes"]).hexdigest()[:16])
         elif image.get("path"):
-            paths[index] = image["path"]
-            names.append(image["path"])
+            path = picture_inside(Path(image["path"]), image["path"], roots, f"Row {index} of the dataset")
+            paths[index] = os.path.abspath(path)
+            names.append(path)
         else:
-            raise DataError(f"Row {index} of the dataset has no picture.")
+            raise DataError(f"Row {index} of the dataset has no picture: leave it out.")
     if paths:
         folder = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
         for index, path in paths.items():

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from datasets import Dataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, load_from_disk
 
 from ...tasks import Task
 from .artgraph_csv import ARTGRAPH_CSV, read_artgraph_csv
 from .artgraph_raw import is_artgraph_raw, read_artgraph_raw
 from .artseek import is_artseek, read_artseek
+from .files import is_address
 from .hub import read_datasets
+from .loaded import read_with_load_dataset
 from .neo4j_graph import is_neo4j, read_neo4j
 from .picture_folder import metadata_files, read_picture_folder
-from .prepared import with_kept_vocabulary
-from .presets import PRESETS
 from .rows import DataError, ReadingOptions
 
 
@@ -74,43 +73,48 @@ def load_artworks(
         stratify_by,
     )
     images = Path(image_folder).expanduser() if image_folder is not None else None
+    if images is not None and not images.is_dir():
+        raise DataError(f"There is no folder {str(images)!r}, which image_folder names: correct it.")
     if is_neo4j(str(source)):
         return read_neo4j(str(source), options, images)
     folder = Path(source).expanduser()
-    if not folder.exists() and str(source).startswith((".", "/", "~")):
+    is_there = _exists(folder)
+    if not is_there and str(source).startswith((".", "/", "~")):
         raise DataError(f"There is no folder {str(source)!r}: give the path of a dataset, or a Hub id.")
-    if folder.is_dir():
+    if is_address(str(source)):
+        raise DataError(
+            f"The source {str(source)!r} is an address: download it and give its folder, or give a Hub id."
+        )
+    if is_there and folder.is_file():
+        raise DataError(f"The source {str(source)!r} is a file: give the folder that it is in.")
+    is_folder = is_there and folder.is_dir()
+    if is_folder:
         if (folder / ARTGRAPH_CSV).is_file():
             return read_artgraph_csv(folder, options, images)
         if is_artgraph_raw(folder):
             return read_artgraph_raw(folder, options, images)
-        if is_artseek(folder):
+        if is_artseek(folder, images):
             return read_artseek(folder, options, images)
-        if images is not None:
-            raise DataError(f"image_folder belongs to the sources of ArtGraph and ArtSeek, and {folder} is neither.")
+    if images is not None:
+        raise DataError(
+            f"image_folder belongs to the sources of ArtGraph and ArtSeek, and {str(source)!r} is neither."
+        )
+    if is_folder:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            return read_datasets(load_from_disk(str(folder)), options, image_column)
+            try:
+                dataset = load_from_disk(str(folder))
+            except Exception as error:  # Arrow's, JSON's and those of whatever is missing in its files
+                reason = " ".join(str(error).split())
+                raise DataError(f"The dataset saved in {folder} cannot be read ({reason}): save it anew.") from error
+            return read_datasets(dataset, options, image_column)
         if metadata_files(folder):
             return read_picture_folder(folder, options)
-    return _read_with_datasets(source, folder, options, image_column, config_name, revision)
+    local = folder if is_folder else None
+    return read_with_load_dataset(str(source), local, options, image_column, config_name, revision)
 
 
-def _read_with_datasets(
-    source: str | Path,
-    folder: Path,
-    options: ReadingOptions,
-    image_column: str,
-    config_name: str | None,
-    revision: str | None,
-) -> tuple[Dataset, list[Task]]:
-    name = str(folder) if folder.is_dir() else str(source)
+def _exists(folder: Path) -> bool:
     try:
-        dataset = load_dataset(name, config_name, revision=revision)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        where = "" if folder.exists() else "is no folder here, and "
-        raise DataError(f"The source {str(source)!r} {where}cannot be read as a dataset: {reason}") from error
-    preset = PRESETS.get(name)
-    if preset is not None:
-        dataset, options = preset.renamed(dataset), preset.options(options)
-    return read_datasets(dataset, with_kept_vocabulary(options, name, revision), image_column)
+        return folder.exists()
+    except OSError:  # the name is too long
+        return False

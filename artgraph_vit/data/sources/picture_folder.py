@@ -8,7 +8,7 @@ a file's name for its split, and leaves lists in a csv as strings.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,20 @@ from datasets import Dataset
 
 from ...tasks import Task
 from .artgraph_csv import read_csv
-from .rows import (
-    SPLIT_NAMES,
-    ArtworkTable,
-    DataError,
-    PictureFolder,
-    ReadingOptions,
-    read_text,
-    rows_of_table,
-    split_name,
-)
+from .files import PictureFolder, is_address, json_value, lines_of
+from .rows import SPLIT_NAMES, ArtworkTable, DataError, ReadingOptions, rows_of_table, split_name
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def metadata_files(folder: Path) -> list[Path]:
     """The metadata file of a folder, or those of its split folders."""
-    folders = [folder, *(path for path in sorted(folder.iterdir()) if path.name in SPLIT_NAMES and path.is_dir())]
-    return [path for place in folders for path in (place / name for name in METADATA) if path.is_file()]
+    places = [folder, *_split_folders(folder)]
+    return [path for place in places for path in (place / name for name in METADATA) if path.is_file()]
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.name in SPLIT_NAMES and path.is_dir()]
 
 
 def read_picture_folder(folder: Path, options: ReadingOptions) -> tuple[Dataset, list[Task]]:
@@ -47,6 +43,10 @@ def read_picture_folder(folder: Path, options: ReadingOptions) -> tuple[Dataset,
     files = metadata_files(folder)
     if len({path.parent for path in files}) < len(files) or (len(files) > 1 and files[0].parent == folder):
         raise DataError(f"{folder} has the metadata files {', '.join(map(str, files))}: keep one for each picture.")
+    described = {path.parent for path in files}
+    bare = next((place for place in _split_folders(folder) if not {folder, place} & described), None)
+    if bare is not None:
+        raise DataError(f"{bare} has no metadata file, and other splits have one: add it, or take the folder away.")
     table = ArtworkTable(str(folder), [], [], [], {})
     pictures = PictureFolder(folder)
     for path in files:
@@ -55,13 +55,14 @@ def read_picture_folder(folder: Path, options: ReadingOptions) -> tuple[Dataset,
             where = f"{path}, line {number}"
             name = record.pop("file_name", None)
             if not isinstance(name, str) or not name:
-                raise DataError(f"{where}: there is no 'file_name', which names the picture.")
-            picture = pictures.path_of(name if "://" in name else str(below / name), where)
+                raise DataError(f"{where}: there is no 'file_name', which names the picture: add it.")
+            name = name if is_address(name) else os.path.normpath(below / name)
+            table.pictures.append(pictures.path_of(name, where))
+            table.names.append(name)
             split = record.pop("split", None)
-            place = Path(picture).relative_to(folder).parts[0]
-            table.names.append(str(Path(picture).relative_to(folder)))
-            table.pictures.append(picture)
-            table.splits.append(split_name(split, where) if split is not None else SPLIT_NAMES.get(place))
+            place, _, _ = name.rpartition(os.sep)
+            in_folder = SPLIT_NAMES.get(place.split(os.sep)[0])
+            table.splits.append(split_name(split, where) if split is not None else in_folder)
             for column in {**table.columns, **record}:
                 cells = table.columns.setdefault(column, [None] * (len(table.names) - 1))
                 cells.append(_cell(record.get(column)))
@@ -74,30 +75,31 @@ def read_picture_folder(folder: Path, options: ReadingOptions) -> tuple[Dataset,
 def _cell(value: Any) -> Any:
     """A list as it is, None, or a string: titles and years are no labels, but may be asked for as such."""
     if isinstance(value, list):
-        return [str(item) for item in value if item is not None]
-    return value if value is None or isinstance(value, str) else str(value)
+        return [str(item) for item in value if not _is_missing(item)]
+    return None if _is_missing(value) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # NaN, as which pandas writes a missing string
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == ".csv":
         yield from read_csv(path)[1]
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(lines_of(path), start=1):
             if line.strip():
                 yield number, _json_object(line, f"{path}, line {number}")
     else:
         try:
             records = pyarrow.parquet.read_table(path).to_pylist()
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{path} is no parquet file that can be read: {error}.") from error
+            raise DataError(f"{path} is no parquet file that can be read ({error}): write it anew.") from error
         yield from enumerate(records, start=1)
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON: {error}.") from error
+    record = json_value(line, where)
     if not isinstance(record, dict):
         raise DataError(f"{where}: there should be an object with 'file_name' and labels.")
     return record

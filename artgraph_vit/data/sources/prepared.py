@@ -10,11 +10,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from transformers.utils import logging
 
 from ...tasks import Task
-from .rows import DataError, ReadingOptions, read_text
+from .files import json_value, read_text
+from .rows import DataError, ReadingOptions
+
+logger = logging.get_logger(__name__)
 
 VOCABULARY = "vocabulary.json"
 
@@ -42,15 +52,30 @@ def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:
 
 
 def _kept_vocabulary(name: str, revision: str | None) -> list[Task] | None:
-    path = Path(name) / VOCABULARY
-    if not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, VOCABULARY, repo_type="dataset", revision=revision))
-        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):  # not on the Hub, or not prepared
-            return None
-    if not path.is_file():
+    path = Path(name) / VOCABULARY if Path(name).is_dir() else _downloaded(name, revision)
+    if path is None or not path.is_file():
         return None
+    content = json_value(read_text(path), str(path))
     try:
-        return [Task.from_dict(task) for task in json.loads(read_text(path))["tasks"]]
+        return [Task.from_dict(task) for task in content["tasks"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not hold the tasks of a prepared dataset ({error}): prepare it anew.") from error
+
+
+def _downloaded(name: str, revision: str | None) -> Path | None:
+    try:
+        return Path(hf_hub_download(name, VOCABULARY, repo_type="dataset", revision=revision))
+    except LocalEntryNotFoundError:  # offline, and not in the cache
+        seen = try_to_load_from_cache(name, VOCABULARY, repo_type="dataset", revision=revision)
+        if seen is not _CACHED_NO_EXIST:
+            logger.warning(
+                "The Hub is not reached, so it is not known whether %s was prepared and has a vocabulary of its own; "
+                "it is counted anew. Read it once while online to be sure.",
+                name,
+            )
+        return None
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):  # not prepared, or not on the Hub
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{VOCABULARY} of {name} cannot be read from the Hub ({reason}): try again.") from error

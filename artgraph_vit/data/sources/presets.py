@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from datasets import ClassLabel, Dataset, DatasetDict
-
 from .rows import ReadingOptions
 
 
@@ -19,19 +17,11 @@ class Preset:
     def options(self, given: ReadingOptions) -> ReadingOptions:
         """What the user gave, with the preset for what was not."""
         return replace(
-            given, tasks=given.tasks or self.tasks, unknown_labels=given.unknown_labels | self.unknown_labels
+            given,
+            tasks=given.tasks or self.tasks,
+            unknown_labels=given.unknown_labels | self.unknown_labels,
+            renamed_labels=self.renamed_labels,
         )
-
-    def renamed(self, dataset: Dataset | DatasetDict) -> Dataset | DatasetDict:
-        """The dataset with the `ClassLabel`s' names as they should be; what is renamed already stays."""
-        if isinstance(dataset, DatasetDict):
-            return DatasetDict({name: self.renamed(part) for name, part in dataset.items()})
-        for column, names in self.renamed_labels.items():
-            feature = dataset.features.get(column)
-            if isinstance(feature, ClassLabel):
-                labels = ClassLabel(names=[names.get(name, name) for name in feature.names])
-                dataset = dataset.cast_column(column, labels)
-        return dataset
 
 
 PRESETS = {

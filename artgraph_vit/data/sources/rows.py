@@ -8,10 +8,8 @@ files fills an [`ArtworkTable`] with what it found, and [`rows_of_table`] makes 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from datasets import Dataset, Features, Image, List, Value
 
@@ -20,6 +18,7 @@ from ...tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
 
 OWN_COLUMNS = ("image", "name", "split", "stratum", "pixels")
 DEFAULT_STRATUM = "genre"
+MISSING_TASKS = ("error", "unknown")
 SPLIT_NAMES = {
     "train": "train",
     "val": "validation",
@@ -46,6 +45,11 @@ class ReadingOptions:
     label_separator: str | None = None
     missing_tasks: str = "error"
     stratify_by: str | None = None
+    renamed_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by column; a preset gives them
+
+    def __post_init__(self) -> None:
+        if self.missing_tasks not in MISSING_TASKS:
+            raise DataError(f"missing_tasks is {self.missing_tasks!r}: use {' or '.join(map(repr, MISSING_TASKS))}.")
 
     def column_of(self, task: Task) -> str:
         return self.columns.get(task.name, task.name)
@@ -58,7 +62,7 @@ class ArtworkTable:
     Args:
         where (`str`): how errors call the source.
         names (`list[str]`): of the artworks.
-        pictures (`list[str]`): paths of files, as [`picture_path`] gives them.
+        pictures (`list[str]`): paths of files, as [`PictureFolder`] gives them.
         splits (`list[str | None]`).
         columns (`dict[str, list]`): what the source says: for each artwork a string, a list of strings, or None.
     """
@@ -73,7 +77,7 @@ class ArtworkTable:
 def rows_of_table(table: ArtworkTable, options: ReadingOptions) -> tuple[Dataset, list[Task]]:
     """Raw rows, and their tasks without labels."""
     if not table.names:
-        raise DataError(f"{table.where} has no rows.")
+        raise DataError(f"{table.where} has no rows: name an artwork in it.")
     holds_lists = {name for name, cells in table.columns.items() if any(isinstance(cell, list) for cell in cells)}
     tasks = choose_tasks(table.columns, table.where, options, dict.fromkeys(holds_lists, MULTI_LABEL))
     labels: dict[str, list] = {}
@@ -85,17 +89,24 @@ def rows_of_table(table: ArtworkTable, options: ReadingOptions) -> tuple[Dataset
         ]
     stratum_column = find_stratum_column(table.columns, table.where, options)
     stratum = {"stratum": [str(cell or "") for cell in table.columns[stratum_column]]} if stratum_column else {}
+    values: dict[str, list] = {"name": table.names, "split": table.splits, **labels, **stratum}
+    _refuse_half_characters(values, table)
     rows = Dataset.from_dict(
-        {
-            "image": [{"path": path, "bytes": None} for path in table.pictures],
-            "name": table.names,
-            "split": table.splits,
-            **labels,
-            **stratum,
-        },
+        {"image": [{"path": path, "bytes": None} for path in table.pictures], **values},
         features=Features({"image": Image(decode=False), **raw_features(tasks), **as_strings(stratum)}),
     )
     return rows, tasks
+
+
+def _refuse_half_characters(values: Mapping[str, list], table: ArtworkTable) -> None:
+    """JSON can write half a surrogate pair, which no file and no table of strings can hold."""
+    for column, cells in values.items():
+        for cell, name in zip(cells, table.names, strict=True):
+            for text in cell if isinstance(cell, list) else [cell or ""]:
+                if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                    raise DataError(
+                        f"{table.where}: {name!r} has the {column} {text!r}, which holds half a character: correct it."
+                    )
 
 
 def choose_tasks(
@@ -124,7 +135,7 @@ def choose_tasks(
             )
         else:
             continue
-        chosen.append(given.with_labels(()) if isinstance(given, Task) else _task(name, found, options))
+        chosen.append(given if isinstance(given, Task) else _task(name, found, options))
     if not chosen:
         raise DataError(
             f"{where} has none of the columns {', '.join(defaults)}; name its label columns by tasks or columns."
@@ -136,7 +147,10 @@ def _task(name: str, found: str, options: ReadingOptions) -> Task:
     """A task of which only the name is known: ArtGraph's own of that name, or a new one of the type found."""
     known = next((task for task in ARTGRAPH_TASKS if task.name == name), None)
     if known is None:
-        return Task(name, found or SINGLE_LABEL)
+        try:
+            return Task(name, found or SINGLE_LABEL)
+        except ValueError as error:  # a name that no head can have
+            raise DataError(f"{error} The column that it is read from may have any name: see columns.") from error
     if name in options.multi_label_tasks and not known.is_multi_label:
         return replace(known, problem_type=MULTI_LABEL, rare="drop" if known.rare == "other" else known.rare)
     return known
@@ -154,8 +168,9 @@ def labels_of_cell(cell: Cell, task: Task, options: ReadingOptions, where: str) 
     elif cell.startswith("["):
         names = _json_list(cell, task, where)
     else:
-        names = [name.strip() for name in cell.split(options.label_separator or ", ")]
-    known = list(dict.fromkeys(name for name in names if name and name not in options.unknown_labels))
+        names = cell.split(options.label_separator or ", ")
+    stripped = (name.strip() for name in names if name is not None)
+    known = list(dict.fromkeys(name for name in stripped if name and name not in options.unknown_labels))
     if task.is_multi_label:
         return known or None
     if len(known) > 1:
@@ -169,10 +184,12 @@ def labels_of_cell(cell: Cell, task: Task, options: ReadingOptions, where: str) 
 def _json_list(cell: str, task: Task, where: str) -> list[str]:
     try:
         names = json.loads(cell)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: the {task.name} {cell!r} begin like a JSON list and are none: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where}: the {task.name} {cell!r} begin like a JSON list and are none ({error}): correct them."
+        ) from error
     if not all(isinstance(name, str) for name in names):
-        raise DataError(f"{where}: the {task.name} {cell!r} hold something that is not a string.")
+        raise DataError(f"{where}: the {task.name} {cell!r} hold something that is not a string: put it in quotes.")
     return names
 
 
@@ -196,76 +213,7 @@ def find_stratum_column(columns: Mapping | Sequence[str], where: str, options: R
     return None
 
 
-def split_name(value: str | None, where: str) -> str:
-    if value not in SPLIT_NAMES:
-        raise DataError(f"{where}: the split {value!r} is none of {', '.join(SPLIT_NAMES)}.")
+def split_name(value: object, where: str) -> str:
+    if not isinstance(value, str) or value not in SPLIT_NAMES:
+        raise DataError(f"{where}: the split {value!r} is none of {', '.join(SPLIT_NAMES)}: use one of these.")
     return SPLIT_NAMES[value]
-
-
-class PictureFolder:
-    """The folder that holds all pictures of a source: a name in the data leads to a file in it or is refused.
-
-    Args:
-        folder (`Path`).
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.root = folder.resolve()
-
-    def path_of(self, name: str, where: str) -> str:
-        """The path of a picture.
-
-        Raises:
-            DataError: if it is a URL, is not there, or lies outside, be it by its name or by a link.
-        """
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
-            raise DataError(f"{where}: the picture {name!r} is an address, and readers fetch nothing: download it.")
-        path = self.folder / name
-        try:
-            if not path.resolve().is_relative_to(self.root):
-                raise DataError(f"{where}: the picture {name!r} lies outside {self.folder}.")
-            if not path.is_file():
-                raise DataError(f"{where}: there is no picture {path}.")
-        except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a null byte, a ring of links
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{where}: the picture {name!r} cannot be looked up: {error}.") from error
-        return str(path)
-
-
-def read_split_files(folder: Path, names: Sequence[str], where: str) -> dict[str, str]:
-    """Maps the name of an artwork to its split, by `{train,val,test}.txt`; empty if there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    known = set(names)
-    split_of: dict[str, str] = {}
-    if len(known) != len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise DataError(f"{where} names the picture {twice!r} twice.")
-    for file_name in ("train.txt", "val.txt", "test.txt"):
-        path = folder / file_name
-        if not path.is_file():
-            raise DataError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
-        listed = read_text(path).splitlines()
-        if not any(listed):
-            raise DataError(
-                f"{path} is empty: name the artworks of the split, or take the folder away to have it made."
-            )
-        for line, name in enumerate(listed, start=1):
-            if not name:
-                continue
-            if name not in known:
-                raise DataError(f"{path}, line {line}: {name!r} is not in {Path(where).name}.")
-            if name in split_of:
-                raise DataError(f"{path}, line {line}: {name!r} is already in the split {split_of[name]!r}.")
-            split_of[name] = SPLIT_NAMES[path.stem]
-    return split_of
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error

@@ -1,22 +1,11 @@
-"""Reading artworks: the ArtGraph csv with all that can be wrong in it, and `datasets` in the forms they come in."""
+"""ArtGraph's csv, with all that can be wrong in it, and the rules that all readers of files share."""
 
-import json
-import os
-
-import datasets
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from datasets import Image as ImageFeature
-from PIL import Image
 
 from artgraph_vit.data import DataError, load_artworks, read_picture, split_artworks
-from artgraph_vit.data.sources.hub import read_datasets
-from artgraph_vit.data.sources.rows import ReadingOptions
+from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 
 HEADER = "image,artist,style,genre,tags,media\n"
-
-
-# ArtGraph's csv
 
 
 def test_a_row_holds_the_names_of_its_labels_and_none_for_unknown(artgraph_folder):
@@ -97,7 +86,8 @@ def test_an_artwork_in_no_split_is_left_out(artgraph_folder):
         ("image,title\na.jpg,Lady\n", "has none of the columns artist, style, genre, tags, media"),
         (HEADER + "a.jpg,ada,rococo,portrait,,\na.jpg,ada\n", "line 3: the row does not have one value for each"),
         (HEADER + "a.jpg,ada,rococo,portrait,Tree, sea,oil\n", "line 2: the row does not have one value"),
-        (HEADER + ",ada,rococo,portrait,,\n", "line 2: the row does not have one value"),
+        (HEADER + ",ada,rococo,portrait,,\n", "line 2: the cell 'image' is empty: name the picture"),
+        (HEADER.replace("style", "artist"), "has the column 'artist' twice: rename or remove one"),
         (HEADER + "a.jpg,,,,,\nnone.jpg,,,,,\n", "line 3: there is no picture .*none.jpg"),
         (HEADER + "../secret.jpg,,,,,\n", r"line 2: the picture '../secret.jpg' lies outside"),
         (HEADER + "/etc/hostname,,,,,\n", "line 2: the picture '/etc/hostname' lies outside"),
@@ -190,213 +180,6 @@ def test_a_csv_in_another_encoding_is_refused_by_name(artgraph_folder):
         load_artworks(folder)
 
 
-# Datasets
-
-
-def hub_dataset(rows: int = 6, **columns) -> Dataset:
-    """A dataset with one column of pictures and those given: name=(feature, values)."""
-    pictures = [Image.new("RGB", (4, 4), (10 * i, 0, 0)) for i in range(rows)]
-    features = Features({"image": ImageFeature(), **{name: feature for name, (feature, _) in columns.items()}})
-    values = {name: values for name, (_, values) in columns.items()}
-    return Dataset.from_dict({"image": pictures, **values}, features=features)
-
-
-def load_saved(dataset: Dataset | DatasetDict, folder, **options):
-    dataset.save_to_disk(str(folder / "saved"))
-    return load_artworks(folder / "saved", **options)
-
-
-GENRE = ClassLabel(names=["landscape", "portrait", "Unknown Genre"])
-TAG = ClassLabel(names=["Tree", "sea"])
-
-
-def test_class_labels_strings_and_lists_are_read_as_names(tmp_path):
-    dataset = hub_dataset(
-        artist=(Value("string"), ["ada", None, "", "Bea", "ada", "ada"]),
-        genre=(GENRE, [1, 0, None, -1, 2, 0]),
-        tags=(List(TAG), [[0, 1], [], None, [1, 1], [0], [1]]),
-        media=(List(Value("string")), [["oil", "panel"], [], None, ["?"], ["oil", "oil"], ["oil", None]]),
-    )
-    rows, tasks = load_saved(dataset, tmp_path, unknown_labels=["Unknown Genre", "?"])
-    assert [task.name for task in tasks] == ["artist", "genre", "tags", "media"]
-    assert rows["artist"][:] == ["ada", None, None, "Bea", "ada", "ada"]
-    assert rows["genre"][:] == ["portrait", "landscape", None, None, None, "landscape"]
-    assert rows["tags"][:] == [["Tree", "sea"], None, None, ["sea"], ["Tree"], ["sea"]]
-    assert rows["media"][:] == [["oil", "panel"], None, None, None, ["oil"], ["oil"]]
-    assert rows["split"][:] == [None] * 6
-    assert len(set(rows["name"])) == 6
-    assert read_picture(rows[3]["image"]).getpixel((0, 0)) == (30, 0, 0)
-
-
-def test_columns_image_column_and_tasks_name_other_columns(tmp_path):
-    dataset = hub_dataset(painter=(Value("string"), ["ada"] * 6), schools=(List(Value("string")), [["a", "b"]] * 6))
-    dataset = dataset.rename_column("image", "picture")
-    options = {"tasks": ["artist", "schools"], "columns": {"artist": "painter"}, "image_column": "picture"}
-    rows, tasks = load_saved(dataset, tmp_path, **options)
-    assert [(task.name, task.is_multi_label) for task in tasks] == [("artist", False), ("schools", True)]
-    assert (rows[0]["artist"], rows[0]["schools"]) == ("ada", ["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("columns", "options", "message"),
-    [
-        ({"title": Value("string")}, {}, "has none of the columns artist, style"),
-        ({"genre": GENRE}, {"tasks": ["artist"]}, "the dataset has no column 'artist' for the task 'artist'"),
-        ({"genre": GENRE}, {"image_column": "photo"}, "has no column 'photo'; its columns .*image_column"),
-        ({"genre": Value("int64")}, {}, "The column 'genre' holds .*int64.*, not the names of labels or a ClassLabel"),
-        ({"genre": List(GENRE)}, {}, "the column 'genre' of the task 'genre' should hold one label a row"),
-        ({"tags": Value("string")}, {}, "the column 'tags' of the task 'tags' should hold a list of labels a row"),
-    ],
-)
-def test_a_dataset_with_a_wrong_column_is_refused(tmp_path, columns, options, message):
-    dataset = hub_dataset(**{name: (feature, [None] * 6) for name, feature in columns.items()})
-    with pytest.raises(DataError, match=message):
-        load_saved(dataset, tmp_path, **options)
-
-
-@pytest.mark.parametrize("name", ["name", "split"])
-def test_a_task_named_like_a_column_of_the_rows_is_refused(tmp_path, name):
-    dataset = hub_dataset(label=(Value("string"), ["train", "test"] * 3))
-    with pytest.raises(DataError, match=f"'{name}'"):
-        load_saved(dataset, tmp_path, tasks=[name], columns={name: "label"})
-
-
-def test_a_picture_column_that_holds_no_pictures_is_refused():
-    dataset = Dataset.from_dict({"image": [1, 2], "genre": ["a", "b"]})
-    with pytest.raises(DataError, match="'image'"):
-        read_datasets(dataset, ReadingOptions())
-
-
-def test_a_row_without_a_picture_is_refused_by_its_number(tmp_path):
-    dataset = Dataset.from_dict(
-        {"image": [Image.new("RGB", (2, 2)), None], "genre": ["a", "b"]},
-        features=Features({"image": ImageFeature(), "genre": Value("string")}),
-    )
-    with pytest.raises(DataError, match="Row 1 of the dataset has no picture"):
-        load_saved(dataset, tmp_path)
-
-
-def test_a_dataset_without_rows_is_refused():
-    with pytest.raises(DataError, match="has no rows"):
-        read_datasets(hub_dataset(rows=0, genre=(GENRE, [])), ReadingOptions())
-
-
-def test_a_folder_that_is_not_there_is_refused():
-    with pytest.raises(DataError, match=r"There is no folder './nowhere': give the path of a dataset, or a Hub id"):
-        load_artworks("./nowhere")
-
-
-def test_a_lone_train_part_is_train_and_is_divided_later(tmp_path):
-    dataset = hub_dataset(rows=20, genre=(GENRE, [0, 1] * 10))
-    rows, _ = load_saved(DatasetDict({"train": dataset}), tmp_path)
-    splits = split_artworks(rows)
-    assert {name: len(part) for name, part in splits.items()} == {"train": 14, "validation": 3, "test": 3}
-
-
-def test_the_parts_of_a_dataset_are_its_splits(tmp_path):
-    dataset = hub_dataset(genre=(GENRE, [0, 1] * 3))
-    parts = {"train": dataset.select([0, 1, 2]), "validation": dataset.select([3]), "test": dataset.select([4, 5])}
-    rows, _ = load_saved(DatasetDict(parts), tmp_path)
-    assert rows["split"][:] == ["train"] * 3 + ["validation"] + ["test"] * 2
-
-
-def test_a_part_with_another_name_is_refused(tmp_path):
-    with pytest.raises(DataError, match="has a split 'extra'; splits are called train, val, valid, validation, test"):
-        load_saved(DatasetDict({"extra": hub_dataset(genre=(GENRE, [0] * 6))}), tmp_path)
-
-
-def test_the_same_picture_in_two_parts_is_refused(tmp_path):
-    dataset = hub_dataset(genre=(GENRE, [0, 1] * 3))
-    parts = {"train": dataset.select([0, 1, 2]), "validation": dataset.select([3]), "test": dataset.select([2, 5])}
-    rows, _ = load_saved(DatasetDict(parts), tmp_path)
-    with pytest.raises(DataError, match="is in two splits, 'train' and 'test'"):
-        split_artworks(rows)
-
-
-@pytest.mark.parametrize("empty", ["test", "validation"])
-def test_a_part_without_rows_is_refused(empty):
-    dataset = hub_dataset(rows=20, genre=(GENRE, [0, 1] * 10))
-    parts = {"train": dataset.select(range(14)), "validation": dataset.select([15]), "test": dataset.select([16])}
-    parts[empty] = dataset.select([])
-    with pytest.raises(DataError, match="empty"):
-        split_artworks(read_datasets(DatasetDict(parts), ReadingOptions())[0])
-
-
-@pytest.mark.parametrize(
-    ("feature", "values"),
-    [
-        (Value("string"), ["train", "val", "test", "valid", "validation", "train"]),
-        (ClassLabel(names=["test", "val", "train"]), [2, 1, 0, 1, 1, 2]),
-    ],
-)
-def test_a_split_column_is_read(tmp_path, feature, values):
-    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(feature, values))
-    rows, _ = load_saved(dataset, tmp_path)
-    assert rows["split"][:] == ["train", "validation", "test", "validation", "validation", "train"]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "dev",
-        None,
-        "",
-    ],
-)
-def test_a_split_column_with_another_name_is_refused(tmp_path, wrong):
-    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(Value("string"), ["train"] * 5 + [wrong]))
-    with pytest.raises(DataError, match=f"The column 'split' holds {wrong!r}; splits are called train, val"):
-        load_saved(dataset, tmp_path)
-
-
-def test_a_split_column_is_read_in_a_lone_train_part_too(tmp_path):
-    values = ["train", "train", "validation", "test", "test", "train"]
-    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(Value("string"), values))
-    rows, _ = load_saved(DatasetDict({"train": dataset}), tmp_path)
-    assert rows["split"][:] == values
-
-
-def test_a_part_that_lacks_a_column_of_the_others_is_refused(tmp_path):
-    dataset = hub_dataset(genre=(GENRE, [0] * 6), style=(Value("string"), ["rococo"] * 6))
-    parts = {"train": dataset.select([0, 1]), "test": dataset.select([2, 3]).remove_columns("style")}
-    with pytest.raises(DataError, match="style"):
-        load_saved(DatasetDict(parts), tmp_path)
-
-
-@pytest.fixture
-def picture_folder(tmp_path, monkeypatch):
-    """A folder of pictures with `metadata.jsonl`; what `datasets` caches stays in a temporary folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    lines = []
-    for i in range(20):
-        Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i:02}.png")
-        line = {"file_name": f"{i:02}.png", "artist": "Ada" if i else None, "tags": ["Tree", "静物"] if i % 2 else []}
-        lines.append(json.dumps(line))
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder
-
-
-def test_a_folder_of_pictures_with_metadata_is_read(picture_folder):
-    rows, tasks = load_artworks(picture_folder)
-    assert [task.name for task in tasks] == ["artist", "tags"]
-    by_file = {os.path.basename(name): row for name, row in zip(rows["name"], rows, strict=True)}
-    assert by_file["00.png"]["artist"] is None
-    assert (by_file["03.png"]["artist"], by_file["03.png"]["tags"]) == ("Ada", ["Tree", "静物"])
-    assert by_file["04.png"]["tags"] is None
-    assert read_picture(by_file["07.png"]["image"]).getpixel((0, 0)) == (7, 0, 0)
-
-
-def test_a_moved_folder_of_pictures_is_divided_as_before(picture_folder, tmp_path):
-    def test_files(folder) -> set[str]:
-        return {os.path.basename(name) for name in split_artworks(load_artworks(folder)[0])["test"]["name"]}
-
-    before = test_files(picture_folder)
-    moved = picture_folder.rename(tmp_path / "elsewhere")
-    assert test_files(moved) == before
-
-
 def test_a_csv_column_names_the_splits(artgraph_folder):
     rows = [{"image": f"{i}.jpg", "genre": "portrait"} for i in range(20)]
     text = "image,genre,split\n" + "".join(
@@ -458,9 +241,185 @@ def test_the_split_is_stratified_by_a_column_that_is_no_task(artgraph_folder):
         load_artworks(folder, stratify_by="gerne")
 
 
-def test_a_source_that_is_no_dataset_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        'a, "b".jpg',
+        "zoë_la mer_静物_1.jpg",
+        "l%C3%BCbeck.jpg",
+        "train/val/test.jpg",
+        "train.txt",
+        "a\u2028b\x85c.jpg",  # str.splitlines would cut here
+        "[a].jpg",
+        "-rf.jpg",
+    ],
+)
+def test_names_of_all_kinds(tmp_path, make_pictures, name):
+    folder = make_pictures(tmp_path / "images", [name, "b.jpg", "c.jpg"]).parent
+    lines = [f'"{each.replace(chr(34), chr(34) * 2)}",portrait' for each in (name, "b.jpg", "c.jpg")]
+    (folder / "artgraph_dataset.csv").write_text("\n".join(["image,genre", *lines]) + "\n", encoding="utf-8")
+    (folder / "splits").mkdir()
+    for split, each in (("train", "b.jpg"), ("val", name), ("test", "c.jpg")):
+        (folder / "splits" / f"{split}.txt").write_bytes(f"{each}\r\n".encode())
+    rows, _ = load_artworks(folder)
+    assert rows["name"][:] == [name, "b.jpg", "c.jpg"]
+    assert rows["split"][:] == ["validation", "train", "test"]
+    assert read_picture(rows[0]["image"]).size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("http://example.org/a.jpg", "is an address, and readers fetch nothing: download it"),
+        ("https://example.org/a.jpg", "is an address"),
+        ("file:///etc/hostname", "is an address"),
+        ("s3://bucket/a.jpg", "is an address"),
+        ("hf://datasets/huggan/wikiart/a.jpg", "is an address"),
+        ("sub/../../secret.jpg", "lies outside"),
+        ("..", "lies outside"),
+        (".", "there is no picture"),
+        ("a\0.jpg", "cannot be looked up .*null"),
+        ("a" * 300 + ".jpg", "cannot be looked up .*too long"),
+        ("ring.jpg", "ring.jpg"),
+        ("other/secret.jpg", "lies outside"),
+        ("/{folder}/images/a.jpg", "lies outside .*name it relative to that folder"),
+    ],
+)
+def test_a_name_that_leads_out_of_the_folder_or_nowhere(artgraph_folder, tmp_path, name, message):
+    name = name.replace("/{folder}", str(tmp_path / "artgraph"))
+    folder = artgraph_folder(text=f"image,genre\na.jpg,portrait\n{name},portrait\n", pictures=["a.jpg"])
+    (tmp_path / "artgraph" / "secret.jpg").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.jpg").touch()
+    (folder / "images" / "other").symlink_to(tmp_path / "elsewhere")
+    (folder / "images" / "ring.jpg").symlink_to("ring.jpg")
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(folder)
+    assert "artgraph_dataset.csv, line 3" in str(error.value)
+
+
+def test_links_that_stay_inside_and_a_folder_that_is_one(artgraph_folder, tmp_path):
+    folder = artgraph_folder([{"image": "a.jpg", "genre": "x"}, {"image": "b.jpg", "genre": "y"}], pictures=["a.jpg"])
+    (folder / "images" / "b.jpg").symlink_to("a.jpg")
+    (folder / "images").rename(tmp_path / "disk")
+    (folder / "images").symlink_to(tmp_path / "disk")
+    assert load_artworks(folder)[0]["name"][:] == ["a.jpg", "b.jpg"]
+
+
+def test_pictures_in_another_folder(artgraph_folder, tmp_path):
+    folder = artgraph_folder([{"image": "a.jpg", "genre": "x"}])
+    (folder / "images").rename(tmp_path / "disk")
+    assert load_artworks(folder, image_folder=tmp_path / "disk")[0]["name"][:] == ["a.jpg"]
+    with pytest.raises(DataError, match=r"line 2: there is no picture .*images/a\.jpg"):
+        load_artworks(folder)
+    with pytest.raises(DataError, match=r"There is no folder '.*nowhere', which image_folder names"):
+        load_artworks(folder, image_folder=tmp_path / "nowhere")
+
+
+def test_tasks_that_the_source_lacks(artgraph_folder):
+    folder = artgraph_folder(text="image,genre\na.jpg,x\nb.jpg,y\n", pictures=["a.jpg", "b.jpg"])
+    names = ["genre", "media", Task("school", SINGLE_LABEL, ("delft", "siena")), "subjects"]
+    rows, tasks = load_artworks(folder, names, missing_tasks="unknown", multi_label_tasks=["subjects"])
+    assert [(task.name, task.is_multi_label, task.labels) for task in tasks] == [
+        ("genre", False, ()),
+        ("media", True, ()),
+        ("school", False, ("delft", "siena")),
+        ("subjects", True, ()),
+    ]
+    assert [rows[name][:] for name in ("media", "school", "subjects")] == [[None, None]] * 3
+    assert [task.name for task in load_artworks(folder, missing_tasks="unknown")[1]] == ["genre"]
+    with pytest.raises(DataError, match="has no column 'media' for the task 'media'"):
+        load_artworks(folder, names)
+    with pytest.raises(DataError, match="missing_tasks is 'ignore': use 'error' or 'unknown'"):
+        load_artworks(folder, names, missing_tasks="ignore")
+
+
+def test_a_task_given_with_labels_keeps_them(artgraph_folder):
+    folder = artgraph_folder(text="image,genre\na.jpg,x\n", pictures=["a.jpg"])
+    given = Task("genre", SINGLE_LABEL, ("x", "y"))
+    assert load_artworks(folder, [given])[1] == [given]
+
+
+def test_several_labels_by_a_separator_or_as_json(artgraph_folder):
+    text = 'image,tags,subjects\na.jpg," Tree |sea| |Tree","[""a, b"", ""[c]""]"\nb.jpg,[],a|b\n'
+    folder = artgraph_folder(text=text, pictures=["a.jpg", "b.jpg"])
+    options = {"tasks": ["tags", "subjects"], "multi_label_tasks": ["subjects"]}
+    rows, _ = load_artworks(folder, label_separator="|", **options)
+    assert rows["tags"][:] == [["Tree", "sea"], None]
+    assert rows["subjects"][:] == [["a, b", "[c]"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("[a", "the tags '.a' begin like a JSON list and are none"),
+        ("[1]", "hold something that is not a string"),
+        ("[" * 100_000, "begin like a JSON list and are none"),
+    ],
+)
+def test_a_json_list_that_is_none(artgraph_folder, cell, message):
+    folder = artgraph_folder(text=f"image,tags\na.jpg,{cell}\n", pictures=["a.jpg"])
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(folder)
+    assert "artgraph_dataset.csv: 'a.jpg'" in str(error.value)
+
+
+def test_blanks_around_labels_are_no_labels(artgraph_folder):
+    text = "image,artist,genre\na.jpg, ada ,  \nb.jpg,ada,x\n"
+    folder = artgraph_folder(text=text, pictures=["a.jpg", "b.jpg"])
+    rows, _ = load_artworks(folder)
+    assert (rows["artist"][:], rows["genre"][:]) == (["ada", "ada"], [None, "x"])
+
+
+def test_several_labels_in_a_task_that_was_single(artgraph_folder):
+    folder = artgraph_folder(text='image,artist\na.jpg,"ada, bea"\nb.jpg,ada\n', pictures=["a.jpg", "b.jpg"])
+    rows, tasks = load_artworks(folder, ["artist"], multi_label_tasks=["artist"])
+    assert rows["artist"][:] == [["ada", "bea"], ["ada"]]
+    assert tasks == [Task("artist", MULTI_LABEL, rare="drop")]
+
+
+def test_a_task_whose_name_no_head_can_have(artgraph_folder):
+    folder = artgraph_folder(text="image,my task\na.jpg,x\n", pictures=["a.jpg"])
+    with pytest.raises(DataError, match="'my task' is not an identifier"):
+        load_artworks(folder, ["my task"])
+    assert load_artworks(folder, ["my_task"], columns={"my_task": "my task"})[0]["my_task"][:] == ["x"]
+
+
+def test_a_header_that_never_ends(artgraph_folder):
+    folder = artgraph_folder(text='image,"artist\n' + "a.jpg,ada\n" * 20_000, pictures=["a.jpg"])
+    with pytest.raises(DataError, match=r"artgraph_dataset\.csv, line \d+: .*unclosed quotation mark"):
+        load_artworks(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("https://example.org/wikiart", "is an address: download it"),
+        ("s3://bucket/wikiart", "is an address"),
+        ("hf://datasets/huggan/wikiart", "is an address.*give a Hub id"),
+        ("./" + "a" * 300, "There is no folder"),
+        ("a" * 300, "cannot be read as a dataset"),
+        ("a\0", "cannot be read as a dataset"),
+        ("parquet", "cannot be read as a dataset"),
+        ("imagefolder", "cannot be read as a dataset"),
+        ("nosuch/dataset-here", "is no folder here, and cannot be read as a dataset"),
+        ("", "cannot be read as a dataset"),
+        ("{tmp}/file.csv", "is a file: give the folder that it is in"),
+        ("{tmp}/empty", "cannot be read as a dataset"),
+    ],
+)
+def test_a_source_that_is_none_is_one_sentence(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for source in (str(tmp_path / "empty"), "nosuch/dataset-here"):
-        with pytest.raises(DataError, match="cannot be read as a dataset") as error:
-            load_artworks(source)
-        assert source in str(error.value)
+    (tmp_path / "file.csv").touch()
+    source = source.replace("{tmp}", str(tmp_path))
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(source)
+    assert repr(source) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_folder_where_there_is_none_to_name(tmp_path):
+    for source in ("huggan/wikiart", str(tmp_path)):
+        with pytest.raises(DataError, match=f"image_folder belongs to the sources of ArtGraph .* '{source}' is neit"):
+            load_artworks(source, image_folder=tmp_path)

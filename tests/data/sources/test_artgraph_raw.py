@@ -1,0 +1,186 @@
+"""ArtGraph's raw form: mappings and edges as its exporter writes them."""
+
+import csv
+
+import pytest
+
+from artgraph_vit.data import DataError, load_artworks, read_picture
+
+NAMES = ['a_b_"c", d.jpg', "zoë_静物.jpg", "train_val_test.jpg"]
+MAPPINGS = {
+    "artwork": NAMES,
+    "artist": ["zoë", 'b, "the elder"'],
+    "style": ["rococo"],
+    "genre": ["portrait", "still life"],
+    "tag": ["Tree", "sea, sky", "静物"],
+    "media": ["oil"],
+}
+EDGES = {
+    "createdby___artist": [(0, 1), (1, 0)],
+    "hasstyle___style": [(2, 0)],
+    "hasgenre___genre": [(0, 0), (1, 1), (2, 0)],
+    "about___tag": [(0, 0), (0, 1), (2, 2), (0, 0)],
+    "madeof___media": [(1, 0)],
+}
+OLD = {"createdby": "author", "hasstyle": "style", "hasgenre": "genre", "madeof": "media"}
+
+
+@pytest.fixture
+def raw_folder(tmp_path, make_pictures):
+    """`raw_folder(mappings, edges)`: what is given replaces what a good folder has; None takes it away."""
+
+    def write(mappings=None, edges=None):
+        folder = make_pictures(tmp_path / "raw" / "images", NAMES).parent
+        (folder / "mapping").mkdir()
+        for node_type, names in {**MAPPINGS, **(mappings or {})}.items():
+            if names is not None:
+                write_csv(folder / "mapping" / f"{node_type}_entidx2name.csv", enumerate(names))
+        for relation, pairs in {**EDGES, **(edges or {})}.items():
+            if pairs is not None:
+                write_csv(folder / "raw" / "relations" / f"artwork___{relation}" / "edge.csv", pairs)
+        return folder
+
+    return write
+
+
+def write_csv(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+
+
+def expected(rows):
+    by_name = {row["name"]: row for row in rows}
+    return [[by_name[name][task] for name in NAMES] for task in ("artist", "style", "genre", "tags", "media", "split")]
+
+
+LABELS = [
+    ['b, "the elder"', "zoë", None],
+    [None, None, "rococo"],
+    ["portrait", "still life", "portrait"],
+    [["Tree", "sea, sky"], None, ["静物"]],
+    [None, ["oil"], None],
+    [None] * 3,
+]
+
+
+def test_the_graph_is_read(raw_folder):
+    rows, tasks = load_artworks(raw_folder())
+    assert [task.name for task in tasks] == ["artist", "style", "genre", "tags", "media"]
+    assert expected(rows) == LABELS
+    assert all(read_picture(row["image"]).size == (4, 4) for row in rows)
+
+
+def test_former_names_of_relations(raw_folder):
+    edges = dict.fromkeys(EDGES)
+    for relation, pairs in EDGES.items():
+        name, node_type = relation.split("___")
+        edges[f"{OLD.get(name, name)}___{node_type}"] = pairs
+    assert expected(load_artworks(raw_folder(edges=edges))[0]) == LABELS
+
+
+@pytest.mark.parametrize("relation", [name for name in EDGES if name.split("___")[0] in OLD])
+def test_a_relation_under_both_names(raw_folder, relation):
+    name, node_type = relation.split("___")
+    folder = raw_folder(edges={f"{OLD[name]}___{node_type}": [(0, 0)]})
+    with pytest.raises(DataError, match=f"{relation} and .*{OLD[name]}___{node_type} both lead to the task") as error:
+        load_artworks(folder)
+    assert "keep one" in str(error.value)
+
+
+def test_relations_that_lead_elsewhere_are_left_alone(raw_folder):
+    folder = raw_folder(edges={"locatedin___gallery": [("no", "edge"), ("of", "ours")], "haspeople___people": []})
+    assert expected(load_artworks(folder)[0]) == LABELS
+
+
+def test_a_relation_that_is_not_there(raw_folder):
+    folder = raw_folder(mappings={"style": None}, edges={"hasstyle___style": None})
+    assert [task.name for task in load_artworks(folder)[1]] == ["artist", "genre", "tags", "media"]
+    rows, tasks = load_artworks(folder, ["genre", "style"], missing_tasks="unknown")
+    assert ([task.name for task in tasks], rows["style"][:]) == (["genre", "style"], [None] * 3)
+    with pytest.raises(DataError, match=r"has no column 'style' for the task 'style'; its columns are artist, genre"):
+        load_artworks(folder, ["genre", "style"])
+
+
+def test_blank_lines_blanks_after_commas_and_a_mark_at_the_start_do_no_harm(raw_folder):
+    folder = raw_folder(mappings={"genre": None})
+    text = '\ufeff0, portrait\r\n1, "still life"\r\n\r\n'
+    (folder / "mapping" / "genre_entidx2name.csv").write_bytes(text.encode())
+    assert expected(load_artworks(folder)[0]) == LABELS
+
+
+def test_splits_and_other_folders_of_pictures(raw_folder, tmp_path):
+    folder = raw_folder()
+    (folder / "splits").mkdir()
+    for split, name in zip(("test", "train", "val"), NAMES, strict=True):
+        (folder / "splits" / f"{split}.txt").write_text(f"{name}\n", encoding="utf-8")
+    (folder / "images").rename(tmp_path / "disk")
+    rows, _ = load_artworks(folder, image_folder=tmp_path / "disk")
+    assert expected(rows)[-1] == ["test", "train", "validation"]
+    (folder / "splits" / "val.txt").write_text("zoe.jpg\n")
+    with pytest.raises(DataError, match=r"val\.txt, line 1: 'zoe\.jpg' is not in raw: correct or remove it"):
+        load_artworks(folder, image_folder=tmp_path / "disk")
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([(0, 0), (3, 0)], "edge.csv, line 2: there is no artwork '3' in mapping/artwork_entidx2name.csv: add it"),
+        ([(0, 0), (0, 2)], "edge.csv, line 2: there is no genre '2' in mapping/genre_entidx2name.csv: add it"),
+        ([("0.0", 0)], "line 1: there is no artwork '0.0'"),
+        ([(0,)], "line 1: there should be two values, an id and another, not"),
+        ([(0, 0, 0)], "line 1: there should be two values"),
+        ([(0, "")], "line 1: there should be two values"),
+        ([(0, "a\nb")], "line 2: a cell goes over several lines"),
+        ([(0, 0), (0, 1)], "has 2 labels for the task 'genre', which has one: portrait, still life; keep one"),
+    ],
+)
+def test_a_wrong_edge(raw_folder, edges, message):
+    folder = raw_folder(edges={"hasgenre___genre": edges})
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (None, "There is no file .*artwork_entidx2name.csv, which gives the artwork nodes their names: export it"),
+        ([*NAMES, NAMES[0]], "has two artworks called 'a_b_.*rename one"),
+        ([*NAMES[:2], ""], "artwork_entidx2name.csv, line 3: there should be two values"),
+        ([*NAMES, "none.jpg"], "there is no picture .*none.jpg"),
+        ([*NAMES, "../mapping/artwork_entidx2name.csv"], "lies outside"),
+        ([*NAMES, "/etc/hostname"], "lies outside"),
+        ([*NAMES, "ftp://example.org/a.jpg"], "is an address, and readers fetch nothing"),
+        ([], "has no rows"),
+    ],
+)
+def test_a_wrong_artwork(raw_folder, names, message):
+    folder = raw_folder(mappings={"artwork": names}, edges={} if names else {relation: [] for relation in EDGES})
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(folder, ["genre"], missing_tasks="unknown")
+    assert str(folder) in str(error.value)
+
+
+def test_an_id_that_stands_twice(raw_folder):
+    folder = raw_folder()
+    write_csv(folder / "mapping" / "tag_entidx2name.csv", [(0, "Tree"), (0, "sea")])
+    with pytest.raises(DataError, match=r"tag_entidx2name\.csv, line 2: the id '0' stands twice: give each node its"):
+        load_artworks(folder)
+
+
+def test_another_encoding_and_a_quotation_mark_that_is_not_closed(raw_folder):
+    folder = raw_folder()
+    path = folder / "mapping" / "artist_entidx2name.csv"
+    path.write_bytes("0,zoë\n1,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"artist_entidx2name\.csv is not in UTF-8"):
+        load_artworks(folder)
+    path.write_text('0,"zoë\n' + "1,b\n" * 50_000)
+    with pytest.raises(DataError, match=r"artist_entidx2name\.csv, line \d+: .*look for an unclosed quotation mark"):
+        load_artworks(folder)
+
+
+def test_no_relation_of_ours(raw_folder):
+    folder = raw_folder(edges={**dict.fromkeys(EDGES), "locatedin___gallery": [(0, 0)]})
+    with pytest.raises(DataError, match="has none of the columns artist, style, genre, tags, media"):
+        load_artworks(folder)

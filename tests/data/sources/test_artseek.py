@@ -1,0 +1,147 @@
+"""ArtSeek's JSON form of ArtGraph, with all kinds of wrong JSON."""
+
+import json
+
+import pytest
+
+from artgraph_vit.data import DataError, load_artworks, read_picture
+
+NODES = {
+    "artist": {"10": "zoë", "11": 'b, "the elder"'},
+    "style": {"20": "rococo"},
+    "genre": {"0": "portrait", "31": "still life"},
+    "tag": {"40": "Tree", "41": "sea, sky"},
+    "media": {"50": "oil"},
+}
+RELATED = {
+    "train": {"1": {"artist": [10], "style": [20], "genre": [0], "tag": [40, 41, 40], "media": [50]}},
+    "val": {"train_2": {"artist": [11], "genre": [31]}, "zoë_静物": {"genre": ["0"], "tag": [], "media": None}},
+    "test": {'val, "test"': {"style": [20]}},
+}
+
+
+@pytest.fixture
+def artseek_folder(tmp_path, make_pictures):
+    """`artseek_folder(train=..., val=..., test=...)`: the content of a file, or its text, in place of a good one."""
+
+    def write(**given):
+        names = [f"{name}.jpg" for related in RELATED.values() for name in related]
+        folder = make_pictures(tmp_path / "artseek" / "images", names).parent
+        for split, related in RELATED.items():
+            content = given.get(split, {"relationships": related, **NODES})
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / f"{split}.json").write_text(text, encoding="utf-8")
+        return folder
+
+    return write
+
+
+def test_the_three_files_are_read(artseek_folder):
+    rows, tasks = load_artworks(artseek_folder())
+    assert [task.name for task in tasks] == ["artist", "style", "genre", "tags", "media"]
+    assert rows["name"][:] == ["1", "train_2", "zoë_静物", 'val, "test"']
+    assert rows["split"][:] == ["train", "validation", "validation", "test"]
+    assert rows["artist"][:] == ["zoë", 'b, "the elder"', None, None]
+    assert rows["style"][:] == ["rococo", None, None, "rococo"]
+    assert rows["genre"][:] == ["portrait", "still life", "portrait", None]
+    assert rows["tags"][:] == [["Tree", "sea, sky"], None, None, None]
+    assert rows["media"][:] == [["oil"], None, None, None]
+    assert all(read_picture(row["image"]).size == (4, 4) for row in rows)
+
+
+@pytest.mark.parametrize("extension", ["", ".jpg"])
+def test_a_map_names_the_artworks(artseek_folder, make_pictures, tmp_path, extension):
+    content = {
+        split: {
+            "relationships": {str(index): {"genre": [0]}},
+            "artwork": {str(index): f"zoë_{split}{extension}" for index in range(3)},
+            **NODES,
+        }
+        for index, split in enumerate(RELATED)
+    }
+    folder = artseek_folder(**content)
+    make_pictures(tmp_path / "disk", [f"zoë_{split}.jpg" for split in RELATED])
+    rows, _ = load_artworks(folder, image_folder=tmp_path / "disk")
+    assert rows["name"][:] == [f"zoë_{split}{extension}" for split in RELATED]
+
+
+def test_pictures_elsewhere(artseek_folder, tmp_path):
+    folder = artseek_folder()
+    (folder / "images").rename(tmp_path / "disk")
+    assert len(load_artworks(folder, image_folder=tmp_path / "disk")[0]) == 4
+
+
+def test_types_that_files_lack(artseek_folder):
+    less = {key: value for key, value in NODES.items() if key not in ("style", "media")}
+    folder = artseek_folder(train={"relationships": {"1": {"genre": [0]}}, **less})
+    rows, tasks = load_artworks(folder)
+    assert rows["style"][:] == [None, None, None, "rococo"]
+    assert [task.name for task in tasks] == ["artist", "genre", "tags", "style", "media"] or len(tasks) == 5
+    genre_only = {split: {"relationships": rel, "genre": NODES["genre"]} for split, rel in RELATED.items()}
+    for split, content in genre_only.items():
+        (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    assert [task.name for task in load_artworks(folder)[1]] == ["genre"]
+    rows, _ = load_artworks(folder, ["genre", "tags"], missing_tasks="unknown")
+    assert rows["tags"][:] == [None] * 4
+    with pytest.raises(DataError, match="has no column 'tags' for the task 'tags'; its columns are genre"):
+        load_artworks(folder, ["genre", "tags"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ('{"relationships": {}', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("1" * 5000, "is not valid JSON"),
+        ("[]", "holds no object with the key 'relationships'"),
+        ("null", "holds no object with the key 'relationships'"),
+        ('"relationships"', "holds no object with the key 'relationships'"),
+        ({"artist": {}}, "holds no object with the key 'relationships'"),
+        ({"relationships": [1]}, "holds no object with the key 'relationships'"),
+        ({"relationships": {"1": {}}, "tag": ["Tree"]}, "'tag' should map ids to names"),
+        ({"relationships": {"1": {}}, "artwork": 5}, "'artwork' should map ids to names"),
+        ({"relationships": {"1": [10]}, **NODES}, "artwork '1': there should be lists of ids by label type"),
+        ({"relationships": {"1": None}, **NODES}, "artwork '1': there should be lists of ids by label type"),
+        ({"relationships": {"1": {"tag": 40}}, **NODES}, "artwork '1': 'tag' should be a list of ids, not 40"),
+        ({"relationships": {"1": {"genre": 0}}, **NODES}, "artwork '1': 'genre' should be a list of ids, not 0"),
+        ({"relationships": {"1": {"genre": ""}}, **NODES}, "'genre' should be a list of ids, not ''"),
+        ({"relationships": {"1": {"tag": {"40": 1}}}, **NODES}, "'tag' should be a list of ids"),
+        ({"relationships": {"1": {"tag": [99]}}, **NODES}, "artwork '1': the map 'tag' gives the id 99 no name: add"),
+        ({"relationships": {"1": {"tag": [None]}}, **NODES}, "the map 'tag' gives the id None no name"),
+        ({"relationships": {"1": {"tag": [[40]]}}, **NODES}, "the map 'tag' gives the id .40. no name"),
+        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": None}}, "gives the id 40 no name"),
+        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": ["Tree"]}}, "gives the id 40 no name"),
+        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": "a\ud800"}}, "holds half a character"),
+        ({"relationships": {"1": {}}, **NODES, "artwork": {"2": "b"}}, "the map 'artwork' gives the id '1' no name"),
+        ({"relationships": {"1": {"artist": [10, 11]}}, **NODES}, "'1' has 2 labels for the task 'artist'"),
+        ({"relationships": {"none": {}}, **NODES}, "artwork 'none': there is no picture .*none.jpg"),
+        ({"relationships": {"../train": {}}, **NODES}, "artwork '../train': .* lies outside"),
+        ({"relationships": {"/etc/passwd": {}}, **NODES}, "artwork '/etc/passwd': .* lies outside"),
+        ({"relationships": {"https://example.org/a": {}}, **NODES}, "is an address, and readers fetch nothing"),
+        ({"relationships": {"a\0": {}}, **NODES}, "cannot be looked up"),
+        ({"relationships": {"a\ud800": {}}, **NODES}, "cannot be looked up"),
+        ({"relationships": {"a" * 300: {}}, **NODES}, "cannot be looked up"),
+    ],
+)
+def test_wrong_json(artseek_folder, content, message):
+    folder = artseek_folder(train=content)
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_another_encoding_and_a_file_that_is_not_there(artseek_folder):
+    folder = artseek_folder()
+    (folder / "val.json").write_bytes(json.dumps({"relationships": {}}).encode("utf-16"))
+    with pytest.raises(DataError, match=r"val\.json is not in UTF-8"):
+        load_artworks(folder)
+    (folder / "val.json").unlink()
+    with pytest.raises(DataError, match=r"There is no file .*val\.json: an ArtSeek source holds train\.json, val"):
+        load_artworks(folder)
+
+
+def test_no_artworks(artseek_folder):
+    with pytest.raises(DataError, match="has no rows"):
+        load_artworks(artseek_folder(**{split: {"relationships": {}} for split in RELATED}))

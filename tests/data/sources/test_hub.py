@@ -1,0 +1,523 @@
+"""`datasets` in the forms they come in: saved, in a folder, on a Hub; and what their paths may lead to."""
+
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from artgraph_vit.data import DataError, load_artworks, read_picture, split_artworks
+from artgraph_vit.data.sources.hub import read_datasets
+from artgraph_vit.data.sources.rows import ReadingOptions
+from artgraph_vit.tasks import SINGLE_LABEL, Task
+
+
+def hub_dataset(rows: int = 6, **columns) -> Dataset:
+    """A dataset with one column of pictures and those given: name=(feature, values)."""
+    pictures = [Image.new("RGB", (4, 4), (10 * i, 0, 0)) for i in range(rows)]
+    features = Features({"image": ImageFeature(), **{name: feature for name, (feature, _) in columns.items()}})
+    values = {name: values for name, (_, values) in columns.items()}
+    return Dataset.from_dict({"image": pictures, **values}, features=features)
+
+
+def load_saved(dataset: Dataset | DatasetDict, folder, **options):
+    dataset.save_to_disk(str(folder / "saved"))
+    return load_artworks(folder / "saved", **options)
+
+
+GENRE = ClassLabel(names=["landscape", "portrait", "Unknown Genre"])
+TAG = ClassLabel(names=["Tree", "sea"])
+
+
+def test_class_labels_strings_and_lists_are_read_as_names(tmp_path):
+    dataset = hub_dataset(
+        artist=(Value("string"), ["ada", None, "", "Bea", "ada", "ada"]),
+        genre=(GENRE, [1, 0, None, -1, 2, 0]),
+        tags=(List(TAG), [[0, 1], [], None, [1, 1], [0], [1]]),
+        media=(List(Value("string")), [["oil", "panel"], [], None, ["?"], ["oil", "oil"], ["oil", None]]),
+    )
+    rows, tasks = load_saved(dataset, tmp_path, unknown_labels=["Unknown Genre", "?"])
+    assert [task.name for task in tasks] == ["artist", "genre", "tags", "media"]
+    assert rows["artist"][:] == ["ada", None, None, "Bea", "ada", "ada"]
+    assert rows["genre"][:] == ["portrait", "landscape", None, None, None, "landscape"]
+    assert rows["tags"][:] == [["Tree", "sea"], None, None, ["sea"], ["Tree"], ["sea"]]
+    assert rows["media"][:] == [["oil", "panel"], None, None, None, ["oil"], ["oil"]]
+    assert rows["split"][:] == [None] * 6
+    assert len(set(rows["name"])) == 6
+    assert read_picture(rows[3]["image"]).getpixel((0, 0)) == (30, 0, 0)
+
+
+def test_columns_image_column_and_tasks_name_other_columns(tmp_path):
+    dataset = hub_dataset(painter=(Value("string"), ["ada"] * 6), schools=(List(Value("string")), [["a", "b"]] * 6))
+    dataset = dataset.rename_column("image", "picture")
+    options = {"tasks": ["artist", "schools"], "columns": {"artist": "painter"}, "image_column": "picture"}
+    rows, tasks = load_saved(dataset, tmp_path, **options)
+    assert [(task.name, task.is_multi_label) for task in tasks] == [("artist", False), ("schools", True)]
+    assert (rows[0]["artist"], rows[0]["schools"]) == ("ada", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"title": Value("string")}, {}, "has none of the columns artist, style"),
+        ({"genre": GENRE}, {"tasks": ["artist"]}, "the dataset has no column 'artist' for the task 'artist'"),
+        ({"genre": GENRE}, {"image_column": "photo"}, "has no column 'photo'; its columns .*image_column"),
+        ({"genre": Value("int64")}, {}, "The column 'genre' holds .*int64.*, not the names of labels or a ClassLabel"),
+        ({"genre": List(GENRE)}, {}, "the column 'genre' of the task 'genre' should hold one label a row"),
+        ({"tags": Value("string")}, {}, "the column 'tags' of the task 'tags' should hold a list of labels a row"),
+    ],
+)
+def test_a_dataset_with_a_wrong_column_is_refused(tmp_path, columns, options, message):
+    dataset = hub_dataset(**{name: (feature, [None] * 6) for name, feature in columns.items()})
+    with pytest.raises(DataError, match=message):
+        load_saved(dataset, tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["name", "split"])
+def test_a_task_named_like_a_column_of_the_rows_is_refused(tmp_path, name):
+    dataset = hub_dataset(label=(Value("string"), ["train", "test"] * 3))
+    with pytest.raises(DataError, match=f"'{name}'"):
+        load_saved(dataset, tmp_path, tasks=[name], columns={name: "label"})
+
+
+def test_a_picture_column_that_holds_no_pictures_is_refused():
+    dataset = Dataset.from_dict({"image": [1, 2], "genre": ["a", "b"]})
+    with pytest.raises(DataError, match="'image'"):
+        read_datasets(dataset, ReadingOptions())
+
+
+def test_a_row_without_a_picture_is_refused_by_its_number(tmp_path):
+    dataset = Dataset.from_dict(
+        {"image": [Image.new("RGB", (2, 2)), None], "genre": ["a", "b"]},
+        features=Features({"image": ImageFeature(), "genre": Value("string")}),
+    )
+    with pytest.raises(DataError, match="Row 1 of the dataset has no picture"):
+        load_saved(dataset, tmp_path)
+
+
+def test_a_dataset_without_rows_is_refused():
+    with pytest.raises(DataError, match="has no rows"):
+        read_datasets(hub_dataset(rows=0, genre=(GENRE, [])), ReadingOptions())
+
+
+def test_a_folder_that_is_not_there_is_refused():
+    with pytest.raises(DataError, match=r"There is no folder './nowhere': give the path of a dataset, or a Hub id"):
+        load_artworks("./nowhere")
+
+
+def test_a_lone_train_part_is_train_and_is_divided_later(tmp_path):
+    dataset = hub_dataset(rows=20, genre=(GENRE, [0, 1] * 10))
+    rows, _ = load_saved(DatasetDict({"train": dataset}), tmp_path)
+    splits = split_artworks(rows)
+    assert {name: len(part) for name, part in splits.items()} == {"train": 14, "validation": 3, "test": 3}
+
+
+def test_the_parts_of_a_dataset_are_its_splits(tmp_path):
+    dataset = hub_dataset(genre=(GENRE, [0, 1] * 3))
+    parts = {"train": dataset.select([0, 1, 2]), "validation": dataset.select([3]), "test": dataset.select([4, 5])}
+    rows, _ = load_saved(DatasetDict(parts), tmp_path)
+    assert rows["split"][:] == ["train"] * 3 + ["validation"] + ["test"] * 2
+
+
+def test_a_part_with_another_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match="has a split 'extra'; splits are called train, val, valid, validation, test"):
+        load_saved(DatasetDict({"extra": hub_dataset(genre=(GENRE, [0] * 6))}), tmp_path)
+
+
+def test_the_same_picture_in_two_parts_is_refused(tmp_path):
+    dataset = hub_dataset(genre=(GENRE, [0, 1] * 3))
+    parts = {"train": dataset.select([0, 1, 2]), "validation": dataset.select([3]), "test": dataset.select([2, 5])}
+    rows, _ = load_saved(DatasetDict(parts), tmp_path)
+    with pytest.raises(DataError, match="is in two splits, 'train' and 'test'"):
+        split_artworks(rows)
+
+
+@pytest.mark.parametrize("empty", ["test", "validation"])
+def test_a_part_without_rows_is_refused(empty):
+    dataset = hub_dataset(rows=20, genre=(GENRE, [0, 1] * 10))
+    parts = {"train": dataset.select(range(14)), "validation": dataset.select([15]), "test": dataset.select([16])}
+    parts[empty] = dataset.select([])
+    with pytest.raises(DataError, match="empty"):
+        split_artworks(read_datasets(DatasetDict(parts), ReadingOptions())[0])
+
+
+@pytest.mark.parametrize(
+    ("feature", "values"),
+    [
+        (Value("string"), ["train", "val", "test", "valid", "validation", "train"]),
+        (ClassLabel(names=["test", "val", "train"]), [2, 1, 0, 1, 1, 2]),
+    ],
+)
+def test_a_split_column_is_read(tmp_path, feature, values):
+    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(feature, values))
+    rows, _ = load_saved(dataset, tmp_path)
+    assert rows["split"][:] == ["train", "validation", "test", "validation", "validation", "train"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "dev",
+        None,
+        "",
+    ],
+)
+def test_a_split_column_with_another_name_is_refused(tmp_path, wrong):
+    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(Value("string"), ["train"] * 5 + [wrong]))
+    with pytest.raises(DataError, match=f"The column 'split' holds {wrong!r}; splits are called train, val"):
+        load_saved(dataset, tmp_path)
+
+
+def test_a_split_column_is_read_in_a_lone_train_part_too(tmp_path):
+    values = ["train", "train", "validation", "test", "test", "train"]
+    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(Value("string"), values))
+    rows, _ = load_saved(DatasetDict({"train": dataset}), tmp_path)
+    assert rows["split"][:] == values
+
+
+def test_a_part_that_lacks_a_column_of_the_others_is_refused(tmp_path):
+    dataset = hub_dataset(genre=(GENRE, [0] * 6), style=(Value("string"), ["rococo"] * 6))
+    parts = {"train": dataset.select([0, 1]), "test": dataset.select([2, 3]).remove_columns("style")}
+    with pytest.raises(DataError, match="style"):
+        load_saved(DatasetDict(parts), tmp_path)
+
+
+def write_parquet(folder, path, data=None):
+    """A dataset of two rows whose second picture is as given, written without `datasets`, which would read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = parquet_table(path, data)
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    return folder
+
+
+def parquet_table(path, data=None):
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    rows = [{"bytes": picture.getvalue(), "path": "/etc/hostname"}, {"bytes": data, "path": path}]
+    pictures = pyarrow.array(rows, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
+    features = Features({"image": ImageFeature(), "genre": Value("string")})
+    info = json.dumps({"info": {"features": features.to_dict()}})
+    return pyarrow.table({"image": pictures, "genre": ["x", "y"]}).replace_schema_metadata({"huggingface": info})
+
+
+def test_a_picture_in_the_data_may_have_any_name(tmp_path):
+    data = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(data, "PNG")
+    rows, _ = load_artworks(write_parquet(tmp_path / "data", "https://example.org/a.png", data.getvalue()))
+    assert read_picture(rows[1]["image"]).size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/etc/passwd", "'/etc/passwd' lies outside"),
+        ("../../../../../../etc/passwd", "lies outside"),
+        ("{folder}/../secret.png", "lies outside"),
+        ("{folder}/link.png", "lies outside"),
+        ("{folder}/none.png", "there is no picture"),
+        ("/dev/zero", "lies outside"),
+        ("http://example.org/a.png", "is an address, and readers fetch nothing"),
+        ("s3://bucket/a.png", "is an address"),
+        ("hf://datasets/huggan/wikiart/a.png", "is an address"),
+        ("file:///etc/passwd", "is an address"),
+        ("a\0.png", "cannot be looked up"),
+        ("a" * 5000, "lies outside"),
+        (None, "has no picture"),
+    ],
+)
+def test_a_path_in_the_data_leads_to_a_file_in_its_folder(tmp_path, path, message):
+    folder = tmp_path / "data"
+    (tmp_path / "secret.png").touch()
+    write_parquet(folder, path and path.replace("{folder}", str(folder)))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DataError, match=message) as error:
+        load_artworks(folder)
+    assert "Row 1 of the dataset" in str(error.value)
+
+
+def test_a_path_in_the_data_that_is_in_its_folder(tmp_path):
+    folder = write_parquet(tmp_path / "data", str(tmp_path / "data" / "b.png"))
+    Image.new("RGB", (5, 5)).save(folder / "b.png")
+    rows, _ = load_artworks(folder)
+    assert [read_picture(row["image"]).size for row in rows] == [(4, 4), (5, 5)]
+
+
+def test_paths_in_a_column_of_strings(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "data" / "a.png")
+    lines = [f"{tmp_path}/data/a.png,x", "/etc/passwd,y"]
+    (tmp_path / "data" / "train.csv").write_text("\n".join(["image,genre", *lines]))
+    with pytest.raises(DataError, match="Row 1 of the dataset: the picture '/etc/passwd' lies outside"):
+        load_artworks(tmp_path / "data")
+    (tmp_path / "data" / "train.csv").write_text("\n".join(["image,genre", lines[0]]))
+    assert read_picture(load_artworks(tmp_path / "data")[0][0]["image"]).size == (4, 4)
+
+
+def test_a_saved_dataset_names_files_anywhere_but_no_addresses(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    features = Features({"image": ImageFeature(), "genre": Value("string")})
+    paths = [str(tmp_path / "a.png")]
+    for path, message in (
+        ("https://example.org/a.png", "Row 1 .* is an address, and readers fetch nothing"),
+        (str(tmp_path / "none.png"), "Row 1 .* there is no picture"),
+        ("/dev/zero", "there is no picture /dev/zero"),
+    ):
+        dataset = Dataset.from_dict({"image": [*paths, path], "genre": ["x", "y"]}, features=features)
+        with pytest.raises(DataError, match=message):
+            read_datasets(dataset, ReadingOptions())
+    dataset = Dataset.from_dict({"image": paths, "genre": ["x"]}, features=features)
+    assert read_picture(load_saved(dataset, tmp_path)[0][0]["image"]).size == (4, 4)
+
+
+def test_pictures_in_an_archive_are_not_read(tmp_path):
+    (tmp_path / "data").mkdir()
+    with zipfile.ZipFile(tmp_path / "data" / "train.zip", "w") as archive:
+        picture = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(picture, "PNG")
+        archive.writestr("0.png", picture.getvalue())
+        archive.writestr("metadata.csv", "file_name,genre\n0.png,x\n")
+    with pytest.raises(DataError, match=r"Row 0 of the dataset: the picture 'zip://0.png.* unpack the archive"):
+        load_artworks(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "data_files",
+    [
+        "https://example.org/train.parquet",
+        "hf://datasets/huggan/wikiart/data.parquet",
+        "../elsewhere/*.parquet",
+        "/etc/*",
+        [{"split": "train", "path": ["train.parquet", "s3://bucket/train.parquet"]}],
+    ],
+)
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_a_card_that_names_data_files_elsewhere(tmp_path, data_files, card):
+    folder = tmp_path / "data"
+    write_parquet(folder, None)
+    text = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": data_files}]})
+    (folder / card).write_text(f"---\n{text}---\n" if card == "README.md" else text)
+    with pytest.raises(DataError, match=f"{card} names the data files .*, which lie outside"):
+        load_artworks(folder)
+
+
+def test_a_card_that_names_its_own_data_files(tmp_path):
+    folder = write_parquet(tmp_path / "data", str(tmp_path / "data" / "b.png"))
+    Image.new("RGB", (5, 5)).save(folder / "b.png")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n")
+    assert load_artworks(folder)[0]["genre"][:] == ["x", "y"]
+    (folder / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(DataError, match=r"README\.md"):
+        load_artworks(folder)
+
+
+class Boobytrap:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["train.pkl", "train.pickle", "dataset.pkl", "train.bin", "train.pt", "train.pth"])
+def test_nothing_is_unpickled(tmp_path, name):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_bytes(pickle.dumps(Boobytrap(tmp_path / "sprung")))
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
+        load_artworks(folder)
+    write_parquet(folder, None)  # and beside data that can be read
+    with pytest.raises(DataError, match="has no picture"):
+        load_artworks(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("extension", ["pkl", "pickle", "pyd", "pth", "npy", "npz"])
+def test_nothing_is_unpickled_from_an_archive(tmp_path, extension):
+    (tmp_path / "data").mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    trap = pickle.dumps(Boobytrap(tmp_path / "sprung"))
+    if extension == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, np.array([Boobytrap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
+        trap = buffer.getvalue()
+    with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
+        for name, data in (("0.png", picture.getvalue()), (f"0.{extension}", trap)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with pytest.raises(DataError):
+        load_artworks(tmp_path / "data")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_script_is_not_run(tmp_path):
+    folder = write_parquet(tmp_path / "data", None)
+    (folder / "data.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    with pytest.raises(DataError, match="cannot be read as a dataset: Dataset scripts are no longer supported"):
+        load_artworks(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.arrow", "train.json", "train.csv"])
+def test_a_file_that_is_not_what_its_name_says(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(b"\x89\xffnothing of the kind" * 10)
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
+        load_artworks(tmp_path / "data")
+
+
+@pytest.mark.parametrize("damage", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_dataset(tmp_path, damage):
+    hub_dataset(genre=(GENRE, [0] * 6)).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / damage).write_text("[")
+    with pytest.raises(DataError, match=r"The dataset saved in .*saved cannot be read"):
+        load_artworks(tmp_path / "saved")
+
+
+def test_large_lists_and_strings_are_read(tmp_path):
+    """As polars and pandas write them."""
+    dataset = hub_dataset(
+        genre=(Value("large_string"), ["x", "y", None] * 2),
+        tags=(LargeList(Value("large_string")), [["a", "b"], [], None] * 2),
+    )
+    rows, _ = load_saved(dataset, tmp_path)
+    assert rows["genre"][:] == ["x", "y", None] * 2
+    assert rows["tags"][:] == [["a", "b"], None, None] * 2
+
+
+def test_labels_joined_in_a_string(tmp_path):
+    dataset = hub_dataset(tags=(Value("string"), ["a|b", "c", "", None, "a, b", '["d", "e|f"]']))
+    rows, _ = load_saved(dataset, tmp_path, label_separator="|")
+    assert rows["tags"][:] == [["a", "b"], ["c"], None, None, ["a, b"], ["d", "e|f"]]
+
+
+def test_a_number_that_is_none_of_the_names(tmp_path):
+    dataset = hub_dataset(genre=(Value("int64"), [0, 1, 7, 0, 0, 0]), split=(Value("int64"), [0] * 6))
+    dataset._info.features["genre"] = GENRE  # as a dataset says that was not written by `datasets`
+    with pytest.raises(DataError, match="the dataset, row 2: the label 7 is none of the 3 names"):
+        read_datasets(dataset, ReadingOptions())
+
+
+def test_a_split_that_is_not_named(tmp_path):
+    dataset = hub_dataset(genre=(GENRE, [0] * 6), split=(ClassLabel(names=["train", "test"]), [0, 1, None, 0, 0, 0]))
+    with pytest.raises(DataError, match="The column 'split' holds None"):
+        load_saved(dataset, tmp_path)
+
+
+def test_tasks_that_the_dataset_lacks(tmp_path):
+    dataset = hub_dataset(genre=(GENRE, [0, 1] * 3))
+    wanted = ["genre", "media", Task("school", SINGLE_LABEL, ("delft", "siena"))]
+    rows, tasks = load_saved(dataset, tmp_path, tasks=wanted, missing_tasks="unknown")
+    assert [(task.name, task.labels) for task in tasks] == [("genre", ()), ("media", ()), ("school", wanted[2].labels)]
+    assert (rows["media"][:], rows["school"][:]) == ([None] * 6, [None] * 6)
+
+
+# The presets, from a Hub
+
+PUSH = """
+import io
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Picture
+
+def pictures(count):
+    return [Picture.new("RGB", (4, 4), (index, 0, 0)) for index in range(count)]
+
+artists = ["Unknown Artist", *(f"artist-{index:03}" for index in range(128))]
+artists[49] = "joaqu\u00e3\u00adn-sorolla"
+genres = [*(f"genre_{index}" for index in range(10)), "Unknown Genre"]
+styles = [f"Style_{index}" for index in range(27)]
+features = Features({
+    "image": Image(), "artist": ClassLabel(names=artists), "genre": ClassLabel(names=genres),
+    "style": ClassLabel(names=styles),
+})
+count = 129
+Dataset.from_dict({
+    "image": pictures(count), "artist": list(range(count)), "genre": [index % 11 for index in range(count)],
+    "style": [index % 27 for index in range(count)],
+}, features=features).push_to_hub("huggan/wikiart", token="hf_huggan")
+Dataset.from_dict({
+    "image": pictures(6), "artist": ["ada", "Bea", "ada", None, "", "cleo"], "genre": ["portrait"] * 5 + [None],
+    "style": ["Rococo", "Cubism"] * 3, "title": ["t"] * 6, "date": ["1900"] * 6,
+}, features=Features({
+    "image": Image(), **{name: Value("string") for name in ("artist", "genre", "style", "title", "date")}
+})).push_to_hub("Artificio/WikiArt", token="hf_artificio")
+import pyarrow.parquet
+from huggingface_hub import HfApi
+from tests.data.sources.test_hub import parquet_table
+picture = io.BytesIO()
+Picture.new("RGB", (4, 4)).save(picture, "PNG")
+for name, path in (("passwd", "/etc/passwd"), ("address", "http://192.0.2.1/a.png")):
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(parquet_table(path), buffer)
+    HfApi().create_repo(f"tester/{name}", repo_type="dataset")
+    HfApi().upload_file(path_or_fileobj=buffer.getvalue(), path_in_repo="train.parquet", repo_id=f"tester/{name}",
+                        repo_type="dataset")
+HfApi().create_repo("tester/folder", repo_type="dataset")
+for index in range(2):
+    HfApi().upload_file(path_or_fileobj=picture.getvalue() + bytes(index), path_in_repo=f"{index}.png",
+                        repo_id="tester/folder", repo_type="dataset")
+HfApi().upload_file(path_or_fileobj=b"file_name,genre\\n0.png,x\\n1.png,y\\n", path_in_repo="metadata.csv",
+                    repo_id="tester/folder", repo_type="dataset")
+"""
+LOAD = """
+from artgraph_vit.data import DataError, build_vocabulary, encode_labels, load_artworks, read_picture, split_artworks
+for name, options in sources:
+    try:
+        rows, tasks = load_artworks(name, **options)
+        results[name] = {task.name: rows[task.name][:] for task in tasks}
+        results[name]["split"] = rows["split"][:]
+        results[name]["sizes"] = [read_picture(row["image"]).size for row in rows]
+        results[name]["pixel"] = read_picture(rows[1]["image"]).getpixel((0, 0))[0]
+        if name == "huggan/wikiart":
+            tasks = build_vocabulary(rows, tasks, min_count=1)
+            results["labels"] = {task.name: task.labels for task in tasks}
+            splits = split_artworks(encode_labels(rows, tasks))
+            results["lengths"] = {name: len(part) for name, part in splits.items()}
+    except DataError as error:
+        results[name] = str(error)
+"""
+
+
+def test_datasets_of_the_hub(hub):
+    sources = [("huggan/wikiart", {}), ("Artificio/WikiArt", {}), *((f"tester/{n}", {}) for n in HUB_OTHERS)]
+    results = hub.run(PUSH + LOAD, sources=sources)
+    assert hub.server.unknown_requests == []
+
+    wikiart = results["huggan/wikiart"]
+    assert isinstance(wikiart, dict), wikiart
+    assert list(wikiart) == ["artist", "style", "genre", "split", "sizes", "pixel"]
+    assert (wikiart["artist"][0], wikiart["artist"][1]) == (None, "artist-000")
+    assert wikiart["artist"][49] == "joaquín-sorolla"
+    assert [index for index, genre in enumerate(wikiart["genre"]) if genre is None] == list(range(10, 129, 11))
+    assert wikiart["style"][28] == "Style_1"
+    assert set(wikiart["split"]) == {"train"}
+    assert wikiart["pixel"] == 1
+    labels = results["labels"]
+    assert {name: len(names) for name, names in labels.items()} == {"artist": 128, "style": 27, "genre": 10}
+    assert labels["artist"] == sorted(labels["artist"])
+    assert results["lengths"] == {"train": 90, "validation": 20, "test": 19}
+
+    strings = results["Artificio/WikiArt"]
+    assert strings["artist"] == ["ada", "Bea", "ada", None, None, "cleo"]
+    assert strings["genre"] == ["portrait"] * 5 + [None]
+    assert list(strings) == ["artist", "style", "genre", "split", "sizes", "pixel"]
+
+    assert results["tester/folder"]["genre"] == ["x", "y"]  # files in the cache of the Hub
+    assert "Row 1 of the dataset: the picture '/etc/passwd' lies outside" in results["tester/passwd"]
+    assert "'http://192.0.2.1/a.png' is an address, and readers fetch nothing" in results["tester/address"]
+    assert "doesn't exist on the Hub" in results["tester/none"]
+
+
+HUB_OTHERS = ("folder", "passwd", "address", "none")

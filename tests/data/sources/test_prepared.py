@@ -1,0 +1,125 @@
+"""The vocabulary that a prepared dataset brings along: in a folder, on a Hub, and offline after that."""
+
+import json
+
+import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from artgraph_vit.data import DataError, build_vocabulary, load_artworks
+from artgraph_vit.data.sources.prepared import VOCABULARY, write_vocabulary
+from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL, Task
+
+ARTIST = Task("artist", SINGLE_LABEL, ("ada", "other", "zoë"), rare="other")
+TAGS = Task("tags", MULTI_LABEL, ("Tree", "静物"), rare="drop")
+
+
+def prepared(folder, tasks=(ARTIST, TAGS)):
+    """A folder as scripts/prepare.py leaves it: shards with splits in their names, and a vocabulary."""
+    features = Features({"image": ImageFeature(), "artist": Value("string"), "genre": Value("string")})
+    columns = {"artist": ["ada", "bea"], "genre": ["x", "y"], "image": [Image.new("RGB", (4, 4))] * 2}
+    (folder / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        dataset = Dataset.from_dict(columns, features=features).add_column("tags", [["Tree"], ["静物", "rare"]])
+        dataset.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+    if tasks is not None:
+        write_vocabulary(folder, tasks)
+    return folder
+
+
+def test_a_folder_brings_its_vocabulary(tmp_path):
+    rows, tasks = load_artworks(prepared(tmp_path / "data set"))
+    assert tasks == [ARTIST, TAGS]  # not the genre, which it was not prepared for
+    assert rows["artist"][:] == ["ada", "bea"] * 2
+    assert rows["split"][:] == ["train"] * 2 + ["test"] * 2
+    assert build_vocabulary(rows, tasks, min_count=100) == [ARTIST, TAGS]
+
+
+def test_some_of_its_tasks_and_others(tmp_path):
+    folder = prepared(tmp_path / "data")
+    assert load_artworks(folder, ["tags"])[1] == [TAGS]
+    other = Task("artist", SINGLE_LABEL, ("ada", "bea"))
+    assert load_artworks(folder, [other])[1] == [other]  # the user's own, as for the labels of a model
+    with pytest.raises(DataError, match="was prepared without the task 'genre', with artist, tags: prepare it anew"):
+        load_artworks(folder, ["artist", "genre"])
+    assert load_artworks(folder, ["artist", "media"], missing_tasks="unknown")[1][0] == ARTIST
+
+
+def test_a_folder_without_vocabulary_has_its_labels_counted(tmp_path):
+    _, tasks = load_artworks(prepared(tmp_path / "data", tasks=None))
+    assert [(task.name, task.labels) for task in tasks] == [("artist", ()), ("genre", ()), ("tags", ())]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"tasks": 3}',
+        '{"tasks": ["artist"]}',
+        '{"tasks": [{"name": "artist"}]}',
+        '{"tasks": [{"name": "a", "problem_type": "single_label_classification", "labels": ["x", "x"]}]}',
+        "[" * 99_999,
+    ],
+)
+def test_a_damaged_vocabulary(tmp_path, text):
+    folder = prepared(tmp_path / "data")
+    (folder / VOCABULARY).write_text(text)
+    with pytest.raises(DataError, match=VOCABULARY) as error:
+        load_artworks(folder)
+    assert str(folder) in str(error.value)
+
+
+PUSH = """
+from huggingface_hub import HfApi
+api = HfApi()
+for name, path in folders.items():
+    api.create_repo(f"tester/{name}", repo_type="dataset")
+    api.upload_folder(repo_id=f"tester/{name}", repo_type="dataset", folder_path=path)
+api.create_branch("tester/prepared", repo_type="dataset", branch="v2")
+api.upload_file(path_or_fileobj=second.encode(), path_in_repo="vocabulary.json", repo_id="tester/prepared",
+                repo_type="dataset", revision="v2")
+"""
+LOAD = """
+from artgraph_vit.data import load_artworks
+for name, revision in (("prepared", None), ("prepared", "v2"), ("plain", None)):
+    rows, tasks = load_artworks(f"tester/{name}", revision=revision)
+    results[f"{name} {revision}"] = [rows["artist"][:], rows["split"][:], {task.name: task.labels for task in tasks}]
+"""
+FORGET = """
+import pathlib
+from huggingface_hub.constants import HF_HUB_CACHE
+from artgraph_vit.data.sources.prepared import with_kept_vocabulary
+from artgraph_vit.data.sources.rows import ReadingOptions
+kept = with_kept_vocabulary(ReadingOptions(), "tester/prepared", None)
+for path in pathlib.Path(HF_HUB_CACHE).rglob("vocabulary.json"):
+    path.unlink()
+results["forgotten"] = [with_kept_vocabulary(ReadingOptions(), "tester/prepared", None).tasks, kept.tasks[0].labels]
+"""
+
+
+def test_a_dataset_of_the_hub_brings_its_vocabulary_also_offline(hub, tmp_path):
+    folders = {"prepared": prepared(tmp_path / "a"), "plain": prepared(tmp_path / "b", tasks=None)}
+    second = json.dumps({"tasks": [Task("artist", SINGLE_LABEL, ("ada", "bea")).to_dict()]})
+    folders = {name: str(path) for name, path in folders.items()}
+    online = hub.run(PUSH + LOAD, folders=folders, second=second)
+    assert hub.server.unknown_requests == []
+    artists, splits = ["ada", "bea"] * 2, ["train"] * 2 + ["test"] * 2
+    kept = {"artist": list(ARTIST.labels), "tags": list(TAGS.labels)}
+    counted = {"artist": [], "genre": [], "tags": []}
+    assert online["prepared None"] == [artists, splits, kept]
+    assert online["prepared v2"] == [artists, splits, {"artist": ["ada", "bea"]}]
+    assert online["plain None"] == [artists, splits, counted]
+    assert "counted anew" not in online["stderr"]
+
+    offline = hub.run(LOAD + FORGET, offline=True)
+    forgotten = offline.pop("forgotten")
+    assert {**offline, "stderr": ""} == {**online, "stderr": ""}
+    assert forgotten == [None, list(ARTIST.labels)]
+    warnings = " ".join(offline["stderr"].split())
+    assert "not known whether tester/prepared was prepared" in warnings
+    assert "whether tester/plain" not in warnings  # that it has none is known
