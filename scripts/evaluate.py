@@ -14,10 +14,11 @@ import datasets
 from transformers.utils import logging
 
 from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.errors import run_script
 from artgraph_vit.reporting.card import CardOptions
 from artgraph_vit.reporting.results import results_table, write_results
-from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import collect_results
 from artgraph_vit.training.setup import load_checkpoint, load_splits

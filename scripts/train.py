@@ -14,10 +14,11 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.errors import run_script
 from artgraph_vit.reporting.card import CardOptions
 from artgraph_vit.reporting.results import results_table
-from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.checkpoints import checkpoint_to_resume
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import FrozenPhaseTest, finish_run, recipe_of
@@ -40,7 +41,7 @@ def main() -> None:
     set_seed(args.seed)
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
-    model = build_model(model_args, tasks, splits["train"])
+    model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
     pictures = {split: with_pixels(rows, image_processor, data_args.jpeg_scale) for split, rows in splits.items()}
     trainer = ArtGraphTrainer(
         model=model,

@@ -27,6 +27,12 @@ from .pictures import read_picture
 JPEG_SCALES = {"twice": 2, "once": 1, "full": None}
 
 
+def size_to_decode(jpeg_scale: str, side: int) -> int | None:
+    """The pixels that a side of a JPEG must at least be decoded to, for a picture that becomes `side` pixels."""
+    times = JPEG_SCALES[jpeg_scale]
+    return times * side if times else None
+
+
 @dataclass
 class PictureTransform:
     """Turns the column `image` of a batch of rows into `pixel_values`, each uint8 `(3, H, W)`.
@@ -61,10 +67,9 @@ class PictureTransform:
         return resized["pixel_values"][0]  # (3, H, W)
 
     def _size_to_decode(self) -> int | None:
-        times = JPEG_SCALES[self.jpeg_scale]
         size: Any = getattr(self.image_processor, "size", None) or {}
         sides = [size.get(name) for name in ("height", "width", "shortest_edge") if size.get(name)]
-        return times * max(sides) if times and sides else None
+        return size_to_decode(self.jpeg_scale, max(sides)) if sides else None
 
 
 class PixelNormalizer:

@@ -10,24 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from .sources import DataError
 
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
 
-def split_artworks(rows: Dataset, seed: int = 42) -> DatasetDict:
-    """Divides encoded rows into train, validation and test.
+def assign_splits(rows: Dataset, seed: int = 42) -> Dataset:
+    """Gives each row its split, in the column `split`.
 
     Args:
         rows (`Dataset`): with the columns `name` and `split`. Splits that the source names are kept; those that it
             lacks are cut from its train rows (or from all, if it names none), 70/15/15 in proportion, and in
-            proportion in each stratum if there is a column `stratum`.
+            proportion in each stratum if there is a column `stratum`, which is taken off.
         seed (`int`, *optional*, defaults to 42): of the hash.
 
     Raises:
-        DataError: if a split comes out empty or two splits share an artwork.
+        DataError: if two splits share an artwork.
     """
     split_of_row: list[str] = rows["split"][:]
     present = set(split_of_row) - {None}
@@ -40,15 +40,32 @@ def split_artworks(rows: Dataset, seed: int = 42) -> DatasetDict:
         made = _assign([names[index] for index in pool], [strata[index] for index in pool], shares, seed)
         for index, split in zip(pool, made, strict=True):
             split_of_row[index] = split
+    _refuse_overlap(rows["name"][:], split_of_row)
+    kept = rows.remove_columns([name for name in ("split", "stratum") if name in rows.column_names])
+    splits = Dataset.from_dict({"split": split_of_row}, features=Features({"split": Value("string")}))
+    return concatenate_datasets([kept, splits], axis=1)
+
+
+def divide_by_split(rows: Dataset) -> DatasetDict:
+    """Train, validation and test rows, without the column `split` that says so.
+
+    Raises:
+        DataError: if a split is empty.
+    """
+    split_of_row = rows["split"][:]
     splits = {split: [i for i, name in enumerate(split_of_row) if name == split] for split in SHARES}
     for split, indices in splits.items():
         if not indices:
             raise DataError(
                 f"The split {split!r} is empty: give it artworks, or leave all splits out to have them made."
             )
-    _refuse_overlap(rows["name"][:], split_of_row)
-    kept = rows.remove_columns([name for name in ("split", "stratum") if name in rows.column_names])
+    kept = rows.remove_columns("split")
     return DatasetDict({split: kept.select(indices) for split, indices in splits.items()})
+
+
+def split_artworks(rows: Dataset, seed: int = 42) -> DatasetDict:
+    """[`assign_splits`], then [`divide_by_split`]."""
+    return divide_by_split(assign_splits(rows, seed))
 
 
 def _assign(names: Sequence[str], strata: Sequence, shares: dict[str, float], seed: int) -> list[str]:

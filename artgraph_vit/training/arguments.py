@@ -1,4 +1,4 @@
-"""The options of a run in three groups: the model, the data, and `TrainingArguments` with the source's recipe.
+"""The options of a run: the model, and `TrainingArguments` with the source's recipe; data/arguments.py has the data.
 
 The defaults are those of the published ArtGraph model: 35 epochs, 5 of them with a frozen backbone at 1e-3, then
 5e-5; batches of 32, AdamW's defaults, constant learning rate, gradient clipping at 1, dropout 0.3 before the heads,
@@ -7,7 +7,6 @@ and the checkpoint with the best `avg_macro_f1`.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,14 +14,10 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 from transformers.utils import strtobool
 
+from ..data.arguments import choice
 from ..errors import UserError
 
 CLASS_WEIGHTS = ("balanced", "none")
-EMBEDDED = "embedded"
-
-
-def _choice(default: str, choices: tuple[str, ...], help: str) -> str:
-    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass
@@ -44,91 +39,16 @@ class ModelArguments:
     )
     head_dropout: float = field(default=0.3, metadata={"help": "Probability of the dropout before the heads."})
     loss_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of the joined loss."})
-    multilabel_reduction: str = _choice(
+    multilabel_reduction: str = choice(
         "known_rows",
         ("known_rows", "all_rows"),
         "What a multi-label loss is divided by; all_rows is the source's way.",
     )
-    class_weights: str = _choice(
+    class_weights: str = choice(
         "balanced",
         CLASS_WEIGHTS,
         "Class weights of single-label losses, from the train split; balanced as in sklearn.",
     )
-
-
-@dataclass
-class DataArguments:
-    """Which artworks it is trained on."""
-
-    _argument_group_name: ClassVar[str] = "data"
-
-    source: str = field(
-        default="",
-        metadata={
-            "help": "Folder of ArtGraph (csv or raw form), of ArtSeek, of pictures with metadata, or of a prepared "
-            "dataset; a Hub id; neo4j://SERVER; or 'embedded' for the dataset that comes with the library."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
-    tasks: list[str] | None = field(
-        default=None, metadata={"help": "Tasks to learn; by default those of ArtGraph's five that the source has."}
-    )
-    columns: dict | str | None = field(
-        default=None, metadata={"help": 'Columns not called like their task, as JSON: {"tags": "subjects"}.'}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column with the pictures, of a datasets source."})
-    unknown_labels: list[str] = field(
-        default_factory=list, metadata={"help": "Names that mean unknown, such as 'Unknown Artist'."}
-    )
-    min_count: int = field(
-        default=100, metadata={"help": "Artworks that an artist, tag or medium needs to be a label of its own."}
-    )
-    multi_label_tasks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Tasks beside tags and media with several labels an artwork, where no list shows it."},
-    )
-    label_separator: str | None = field(
-        default=None, metadata={"help": "What joins several labels in a string; by default a comma and a space."}
-    )
-    missing_tasks: str = _choice(
-        "error", ("error", "unknown"), "What becomes of a task named that the source lacks; unknown keeps its head."
-    )
-    image_folder: str | None = field(
-        default=None, metadata={"help": "Where the pictures of ArtGraph or ArtSeek are, if not in images/."}
-    )
-    stratify_by: str = field(
-        default="genre",
-        metadata={"help": "Column by which a split is stratified, if one is made; it need not be a task."},
-    )
-    split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
-    jpeg_scale: str = _choice(
-        "twice",
-        ("twice", "once", "full"),
-        "JPEGs are decoded at no less than twice (once) what the model takes, or in full, which is slower.",
-    )
-    on_bad_image: str = _choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
-    embedded_folder: str = field(
-        default="runs/embedded-dataset", metadata={"help": "Where the embedded dataset is painted."}
-    )
-    embedded_artworks: int = field(default=1600, metadata={"help": "How many pictures the embedded dataset has."})
-
-    @property
-    def column_of_task(self) -> dict[str, str]:
-        return self.columns if isinstance(self.columns, dict) else {}
-
-    def __post_init__(self) -> None:
-        if not self.source:
-            raise ValueError("There is no source: pass --source FOLDER_OR_HUB_ID, or --source embedded.")
-        if isinstance(self.columns, str):
-            try:
-                self.columns = json.loads(self.columns)
-            except json.JSONDecodeError as error:
-                raise ValueError(f'columns={self.columns!r} is not JSON such as {{"tags": "subjects"}}.') from error
-        if self.columns is not None and not isinstance(self.columns, dict):
-            raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
-        if not isinstance(self.min_count, int) or self.min_count < 1:
-            raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
 
 
 @dataclass

@@ -23,6 +23,7 @@ def parse_options(
     option_classes: Sequence[Any],
     argv: Sequence[str] | None = None,
     default_config: Path | None = None,
+    positionals: Sequence[str] = (),
     **parser: Any,
 ) -> tuple[Any, ...]:
     """Parses options into dataclasses.
@@ -31,6 +32,8 @@ def parse_options(
         option_classes (`Sequence[type]`): dataclasses; the help shows a group for each (`_argument_group_name`).
         argv (`Sequence[str]`, *optional*): by default the command line.
         default_config (`Path`, *optional*): the YAML file to read where the command line is empty.
+        positionals (`Sequence[str]`, *optional*): options whose values may stand first on the command line without
+            their names; a YAML file ends in `.yaml` there.
         parser: further options of `argparse.ArgumentParser`, such as `description`.
 
     Returns:
@@ -39,13 +42,19 @@ def parse_options(
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv and default_config is not None:
         argv = [str(default_config)]
-    options = HfArgumentParser(option_classes, allow_abbrev=False, usage="%(prog)s [CONFIG.yaml] [options]", **parser)
+    usage = " ".join(["%(prog)s", "[CONFIG.yaml]", *(name.upper() for name in positionals), "[options]"])
+    options = HfArgumentParser(option_classes, allow_abbrev=False, usage=usage, **parser)
     known = sorted(field.name for option_class in option_classes for field in fields(option_class))
-    if argv and not argv[0].startswith("-"):
+    if argv and not argv[0].startswith("-") and (not positionals or argv[0].endswith(".yaml")):
         try:
             argv[:1] = _read_yaml(Path(argv[0]), known)  # the command line comes after it, and so wins
         except ValueError as error:
             options.error(str(error))
+    for name in positionals:
+        place = next((i for i, word in enumerate(argv) if not word.startswith("-")), None)
+        if place is None or (place > 0 and argv[place - 1].startswith("--") and "=" not in argv[place - 1]):
+            break  # a value of an option before it
+        argv[place] = f"--{name}={argv[place]}"
     namespace, unused = options.parse_known_args(argv)
     if unused:
         name = unused[0].lstrip("-").split("=")[0].replace("-", "_")

@@ -17,12 +17,13 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..data import ArtGraphCollator, known_row_count
+from ..data.arguments import DataArguments
 from ..metrics import majority_metrics
 from ..reporting.card import CardOptions, write_card
 from ..reporting.figures import draw_figures
 from ..reporting.results import split_metrics, write_results
 from ..tasks import Task
-from .arguments import DataArguments, ModelArguments
+from .arguments import ModelArguments
 from .setup import label_priors
 from .trainer import ArtGraphTrainer
 

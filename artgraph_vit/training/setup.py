@@ -19,23 +19,15 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Tra
 
 from ..backbones import refuse_unsuitable
 from ..configuration_artgraph_vit import ArtGraphViTConfig
-from ..data import (
-    DataError,
-    build_vocabulary,
-    encode_labels,
-    find_bad_pictures,
-    known_row_count,
-    label_counts,
-    leave_out,
-    load_artworks,
-    split_artworks,
-)
+from ..data import DataError, find_bad_pictures, known_row_count, label_counts, leave_out
+from ..data.arguments import EMBEDDED, DataArguments, read_artworks
+from ..data.splits import divide_by_split
 from ..data.synthetic import paint_artgraph
 from ..errors import UserError
 from ..losses import balanced_class_weights
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import Task
-from .arguments import EMBEDDED, DataArguments, ModelArguments
+from .arguments import ModelArguments
 from .checkpoints import SEAL, damage
 
 
@@ -55,29 +47,12 @@ def load_splits(
     Raises:
         DataError: says what is wrong in the data, and where.
     """
-    source: str | Path = data.source
-    if source == EMBEDDED:
+    if data.source == EMBEDDED:
         with args.main_process_first(desc="painting the embedded dataset"):
-            source = paint_artgraph(
-                data.embedded_folder, num_artworks=data.embedded_artworks, progress=not args.disable_tqdm
-            )
-    rows, found = load_artworks(
-        source,
-        tasks=tasks or data.tasks,
-        columns=data.column_of_task,
-        unknown_labels=data.unknown_labels,
-        image_column=data.image_column,
-        config_name=data.dataset_config,
-        revision=data.dataset_revision,
-        multi_label_tasks=data.multi_label_tasks,
-        label_separator=data.label_separator,
-        missing_tasks=data.missing_tasks,
-        stratify_by=data.stratify_by,
-        image_folder=data.image_folder,
-    )
-    tasks = build_vocabulary(rows, found, data.min_count)
-    rows = _without_bad_pictures(encode_labels(rows, tasks), data, args)
-    return split_artworks(rows, data.split_seed), tasks
+            paint_artgraph(data.embedded_folder, num_artworks=data.embedded_artworks, progress=not args.disable_tqdm)
+    rows, tasks = read_artworks(data, tasks)
+    # Split first: which pictures can be read does not decide who is in the test split.
+    return divide_by_split(_without_bad_pictures(rows, data, args)), tasks
 
 
 def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
@@ -131,17 +106,18 @@ def _model_options(model: ModelArguments) -> dict[str, Any]:
 
 
 def build_model(
-    model: ModelArguments, tasks: Sequence[Task], train_rows: Dataset
+    model: ModelArguments, tasks: Sequence[Task], train_rows: Dataset, keep_unknown: bool = False
 ) -> ArtGraphViTForImageClassification:
     """Puts heads for the tasks on the backbone, with class weights from the train rows.
 
     Raises:
-        UserError: if no train row has a label of a task, or the backbone cannot be loaded.
+        UserError: if no train row has a label of a task, unless with `keep_unknown`, or the backbone cannot be loaded.
     """
     for task in tasks:
-        if known_row_count(train_rows, task) == 0:
+        if known_row_count(train_rows, task) == 0 and not keep_unknown:
             raise DataError(
-                f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks."
+                f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks, or keep "
+                "its head with --missing_tasks unknown."
             )
     with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
         built = ArtGraphViTForImageClassification.from_backbone(

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.reporting.card import CardOptions
-from artgraph_vit.training.arguments import ArtGraphTrainingArguments, DataArguments, ModelArguments
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 
 CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)

@@ -1,0 +1,85 @@
+"""One picture, as it is stored: checked, upright, RGB, and no larger than needed; and by what it is known again.
+
+Each is computed by itself, so that all cores can work on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import BaseImageProcessor
+
+from ..data.batches import PictureTransform, size_to_decode
+from ..data.exact import encode_exact, exact_mark
+from ..data.pictures import BadPictureError, read_picture
+
+THUMBNAIL = (17, 16)  # width, height: 16 differences a line for 16 lines (duplicates.py)
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture as it is stored.
+
+    Args:
+        data (`bytes`): a JPEG, or a PPM of exact pixels; empty if the picture cannot be read.
+        problem (`str`, *optional*): why it cannot be read.
+        digest (`str`): sha256 of `data`, the same for two pictures of the same pixels.
+        thumbnail (`bytes`): 16 x 17 grey values.
+    """
+
+    data: bytes = b""
+    problem: str | None = None
+    digest: str = ""
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True)
+class PictureEncoder:
+    """Makes [`EncodedPicture`]s.
+
+    Args:
+        size (`int`): the shorter side, in pixels, of what is stored; a picture that is smaller stays so.
+        exact_for (`BaseImageProcessor`, *optional*): store the pixels that this image processor gives, and nothing
+            else, in place of a JPEG.
+        jpeg_scale (`str`): as of [`PictureTransform`]; in its terms the shorter side is what the model takes.
+    """
+
+    size: int
+    exact_for: BaseImageProcessor | None = None
+    jpeg_scale: str = "twice"
+
+    def settings(self) -> list[Any]:
+        """All that the bytes depend on, beside the picture."""
+        mark = exact_mark(self.exact_for).decode() if self.exact_for is not None else None
+        return [self.size if mark is None else None, mark, self.jpeg_scale]
+
+    @property
+    def suffix(self) -> str:
+        return ".jpg" if self.exact_for is None else ".ppm"
+
+    def __call__(self, image: Mapping[str, Any]) -> EncodedPicture:
+        try:
+            if self.exact_for is not None:
+                pixels = PictureTransform(self.exact_for, self.jpeg_scale).pixels(image).permute(1, 2, 0).numpy()
+                return self._encoded(encode_exact(pixels, exact_mark(self.exact_for)), Image.fromarray(pixels))
+            picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
+        except BadPictureError as error:
+            return EncodedPicture(problem=str(error))
+        shorter = min(picture.size)
+        if shorter > self.size:
+            width, height = (max(1, round(side * self.size / shorter)) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=90)
+        return self._encoded(file.getvalue(), picture)
+
+    @staticmethod
+    def _encoded(data: bytes, picture: Image.Image) -> EncodedPicture:
+        thumbnail = picture.convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
+        return EncodedPicture(data, None, hashlib.sha256(data).hexdigest(), np.asarray(thumbnail).tobytes())

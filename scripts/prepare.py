@@ -1,0 +1,86 @@
+"""Prepares a source of artworks once: checked pictures of a small size in parquet shards, which train fast.
+
+    python scripts/prepare.py /data/artgraph prepared/artgraph
+    python scripts/prepare.py huggan/wikiart prepared/wikiart --push_to_hub your-name/wikiart-256
+
+Expect a progress bar, and a folder that `scripts/train.py --source` takes, with a card, histograms and report.json.
+Started again after it was stopped, it goes on where it was.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import datasets
+
+from artgraph_vit.data.arguments import DataArguments, choice, read_artworks
+from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.preparing import prepare_dataset
+from artgraph_vit.preparing.dataset_card import DatasetCardOptions
+from artgraph_vit.preparing.encoding import PictureEncoder
+from artgraph_vit.preparing.push import push_dataset
+from artgraph_vit.training.arguments import ModelArguments
+from artgraph_vit.training.options import parse_options
+from artgraph_vit.training.setup import load_image_processor
+
+
+@dataclass
+class PrepareArguments:
+    """What is stored."""
+
+    _argument_group_name: ClassVar[str] = "preparing"
+
+    output_dir: str = field(metadata={"help": "Folder for the prepared dataset."})
+    size: int = field(default=256, metadata={"help": "Pixels of the shorter side; smaller pictures stay as they are."})
+    exact_for: str | None = field(
+        default=None,
+        metadata={
+            "help": "A backbone, whose image processor's very pixels are stored, uncompressed: the fastest to train "
+            "on, for this backbone alone and without random crops."
+        },
+    )
+    num_processes: int | None = field(default=None, metadata={"help": "By default one a core."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Publish it as this dataset: user/name."})
+    private: bool = field(default=False, metadata={"help": "Make the repository private if it is created."})
+
+
+@dataclass
+class SourceArguments(DataArguments):
+    """What is read, as for training; but a picture that cannot be read is left out and reported."""
+
+    on_bad_image: str = choice("skip", ("skip", "stop"), "What to do if pictures cannot be read.")
+
+
+def main() -> None:
+    prepare, source, card = parse_options(
+        (PrepareArguments, SourceArguments, DatasetCardOptions),
+        positionals=("source", "output_dir"),
+        description=__doc__.splitlines()[0],
+    )
+    if prepare.size < 1:
+        raise UserError(f"size={prepare.size}: use a whole number of at least 1.")
+    datasets.disable_progress_bars()
+    exact_for = load_image_processor(ModelArguments(backbone=prepare.exact_for)) if prepare.exact_for else None
+    rows, tasks = read_artworks(source)
+    folder = Path(prepare.output_dir)
+    report = prepare_dataset(
+        rows,
+        tasks,
+        folder,
+        PictureEncoder(prepare.size, exact_for, source.jpeg_scale),
+        card,
+        num_processes=prepare.num_processes,
+        on_bad_image=source.on_bad_image,
+    )
+    print(
+        f"{report['artworks']} pictures are in {folder}; {len(report['left_out'])} were left out, "
+        f"{len(report['duplicates'])} are there more than once, and {len(report['near_duplicates_across_splits'])} "
+        f"pairs stand in two splits: {folder / 'report.json'} names them.\n"
+        f"Train on it with: accelerate launch scripts/train.py --source {folder}"
+    )
+    if prepare.push_to_hub is not None:
+        print(push_dataset(folder, prepare.push_to_hub, prepare.private or None))
+
+
+if __name__ == "__main__":
+    run_script(main)

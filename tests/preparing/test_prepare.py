@@ -1,0 +1,315 @@
+"""Preparing a source: what is stored, left out and reported; going on after a stop; and what training sees of it."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, List, load_dataset
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from artgraph_vit.data import DataError, PictureTransform
+from artgraph_vit.data.arguments import DataArguments, read_artworks
+from artgraph_vit.errors import UserError
+from artgraph_vit.preparing import prepare_dataset
+from artgraph_vit.preparing.dataset_card import DatasetCardOptions
+from artgraph_vit.preparing.encoding import PictureEncoder
+from artgraph_vit.preparing.shards import plan_shards
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare.py"
+COUNT = 30
+
+
+def shapes(seed: int, width: int = 90, height: int = 60) -> Image.Image:
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def source(artgraph_folder, monkeypatch, tmp_path):
+    """Thirty small paintings in an ArtGraph export, of which two cannot be read and some are there again."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = [f"ärtist_{i:02}_train.jpg" for i in range(COUNT)]
+    rows = [
+        {
+            "image": name,
+            "artist": ["ada", "bea", "cleo", ""][i % 4] if i else "rare",
+            "style": "rococo" if i % 3 else "baroque",
+            "genre": "portrait" if i % 2 else "marina",
+            "tags": "Tree, sea" if i % 5 else "",
+            "media": "oil",
+        }
+        for i, name in enumerate(names)
+    ]
+    folder = artgraph_folder(rows, splits={"train": names[:20], "val": names[20:25], "test": names[25:]})
+    images = folder / "images"
+    for i, name in enumerate(names):
+        shapes(i).save(images / name, quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shapes(3).save(images / names[3], quality=95, exif=exif)  # lies on its side
+    shapes(4, 20, 15).save(images / names[4], quality=95)  # smaller than what is stored
+    (images / names[5]).write_bytes((images / names[5]).read_bytes()[:400])
+    (images / names[22]).write_text("no picture")
+    (images / names[7]).write_bytes((images / names[6]).read_bytes())  # twice in train
+    shapes(8, 180, 120).save(images / names[26], quality=60)  # in test, larger and paler saved, what is in train
+    return folder
+
+
+def prepare(source, folder, encoder=None, shard_rows=7, **options):
+    rows, tasks = read_artworks(DataArguments(str(source), min_count=4))
+    return prepare_dataset(
+        rows,
+        tasks,
+        folder,
+        encoder or PictureEncoder(size=48),
+        DatasetCardOptions(),
+        num_processes=1,
+        progress=False,
+        shard_rows=shard_rows,
+        **options,
+    )
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_prepared_dataset_is_one_of_datasets_with_small_upright_pictures(source, tmp_path):
+    report = prepare(source, tmp_path / "out")
+    dataset = load_dataset(str(tmp_path / "out"))
+    assert {name: len(part) for name, part in dataset.items()} == {"train": 19, "validation": 4, "test": 5}
+    assert report["artworks"] == 28
+    train = dataset["train"]
+    assert train.features["artist"] == ClassLabel(names=["ada", "bea", "cleo", "other"])
+    assert train.features["tags"] == List(ClassLabel(names=["Tree", "sea"]))
+    by_name = {row["name"]: row for row in train}
+    plain, turned, small = (by_name[f"ärtist_{i:02}_train.jpg"]["image"] for i in (2, 3, 4))
+    assert (plain.size, plain.mode, plain.format) == ((72, 48), "RGB", "JPEG")
+    assert turned.size == (48, 72)
+    assert small.size == (20, 15)
+    expected = np.asarray(shapes(2).resize((72, 48), Image.Resampling.BICUBIC), dtype=float)
+    assert np.abs(np.asarray(plain) - expected).mean() < 4
+    first = by_name["ärtist_00_train.jpg"]
+    assert train.features["artist"].int2str(first["artist"]) == "other"
+    assert first["tags"] is None
+    assert by_name["ärtist_03_train.jpg"]["artist"] is None
+
+
+def test_the_report_names_what_was_left_out_and_what_is_there_again(source, tmp_path):
+    prepare(source, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    left_out = {entry["name"]: (entry["split"], entry["reason"]) for entry in report["left_out"]}
+    assert {name: split for name, (split, _) in left_out.items()} == {
+        "ärtist_05_train.jpg": "train",
+        "ärtist_22_train.jpg": "validation",
+    }
+    assert "ärtist_05_train.jpg" in left_out["ärtist_05_train.jpg"][1]
+    (group,) = report["duplicates"]
+    assert {entry["name"] for entry in group} == {"ärtist_06_train.jpg", "ärtist_07_train.jpg"}
+    (pair,) = report["near_duplicates_across_splits"]
+    assert pair["artworks"] == [
+        {"name": "ärtist_08_train.jpg", "split": "train"},
+        {"name": "ärtist_26_train.jpg", "split": "test"},
+    ]
+
+
+def test_the_card_has_counts_that_add_up_and_a_histogram_a_task(source, tmp_path):
+    prepare(source, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| pictures | 19 | 4 | 5 |" in card
+    assert "2 pictures could not be read and are left out" in card
+    for task in ("artist", "style", "genre", "tags", "media"):
+        assert f"(figures/{task}.png)" in card
+        with Image.open(tmp_path / "out" / "figures" / f"{task}.png") as figure:
+            assert figure.width > 500
+
+
+def test_stop_ends_at_the_first_bad_picture_by_name(source, tmp_path):
+    with pytest.raises(UserError, match=r"'ärtist_05_train\.jpg' cannot be read .*on_bad_image=skip"):
+        prepare(source, tmp_path / "out", on_bad_image="stop")
+
+
+@pytest.mark.parametrize(("stop_after", "whole"), [(3, 0), (10, 7), (22, 20), (27, 25)])
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(source, tmp_path, stop_after, whole):
+    prepare(source, tmp_path / "whole" / "out")
+
+    class StopAfter(PictureEncoder):
+        pictures = 0
+
+        def __call__(self, image):
+            StopAfter.pictures += 1
+            if StopAfter.pictures > stop_after:
+                raise KeyboardInterrupt
+            return super().__call__(image)
+
+    folder = tmp_path / "stopped" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, folder, StopAfter(size=48))
+    assert not (folder / "report.json").exists()
+    encoded = []
+
+    class Counting(PictureEncoder):
+        def __call__(self, image):
+            encoded.append(image)
+            return super().__call__(image)
+
+    prepare(source, folder, Counting(size=48))
+    assert tree(folder) == tree(tmp_path / "whole" / "out")
+    assert len(encoded) == COUNT - whole  # what was whole is not done again
+
+
+def test_a_run_does_not_go_on_with_other_pictures(source, tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        prepare(source, tmp_path / "out", on_bad_image="stop")
+    shapes(22).save(source / "images" / "ärtist_22_train.jpg")
+    with pytest.raises(UserError, match="was begun from other data or with other options"):
+        prepare(source, tmp_path / "out")
+
+
+def test_a_finished_folder_is_left_alone_and_another_one_refused(source, tmp_path):
+    prepare(source, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert prepare(source, tmp_path / "out")["artworks"] == 28
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    with pytest.raises(UserError, match="holds another prepared dataset"):
+        prepare(source, tmp_path / "out", PictureEncoder(size=32))
+    with pytest.raises(UserError, match="is not empty and no dataset"):
+        prepare(source, source)
+
+
+def test_a_split_of_which_no_picture_can_be_read_is_refused(source, tmp_path):
+    for path in (source / "images").glob("ärtist_2[0-4]*"):
+        path.write_text("no picture")
+    with pytest.raises(UserError, match="No picture of the split 'validation' can be read"):
+        prepare(source, tmp_path / "out")
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_written(source, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    calls = []
+
+    def full(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return to_parquet(*args, **options)
+
+    to_parquet = Dataset.to_parquet
+    monkeypatch.setattr(Dataset, "to_parquet", full)
+    with pytest.raises(
+        UserError, match=r"train-00002-of-00003\.parquet cannot be written \(No space left on device\)"
+    ):
+        prepare(source, folder)
+    assert len(list((folder / "data").glob("*.parquet"))) == 2
+    assert not list(folder.rglob("*.part"))
+
+
+def test_training_sees_the_same_labels_and_splits_prepared_or_raw(source, tmp_path):
+    """But `min_count` is not asked again: the labels were chosen when all pictures were there."""
+    prepare(source, tmp_path / "out")
+    raw, raw_tasks = read_artworks(DataArguments(str(source), min_count=4))
+    rows, tasks = read_artworks(DataArguments(str(tmp_path / "out"), min_count=10_000))
+    assert tasks == raw_tasks
+    left_out = {"ärtist_05_train.jpg", "ärtist_22_train.jpg"}
+    columns = ["split", *(task.name for task in tasks)]
+    expected = [
+        tuple(map(str, (row[column] for column in columns)))
+        for row in sorted(raw.select_columns(["name", *columns]), key=lambda row: row["name"])
+        if row["name"] not in left_out
+    ]
+    order = load_dataset(str(tmp_path / "out"))
+    names = [name for split in ("train", "validation", "test") for name in order[split]["name"]]
+    found = [tuple(map(str, (row[column] for column in columns))) for row in rows.select_columns(columns)]
+    assert [found[index] for index in np.argsort(names)] == expected
+
+
+def test_some_tasks_of_a_prepared_dataset_can_be_chosen(source, tmp_path):
+    prepare(source, tmp_path / "out")
+    _, tasks = read_artworks(DataArguments(str(tmp_path / "out"), tasks=["genre", "artist"]))
+    assert [(task.name, len(task.labels)) for task in tasks] == [("genre", 2), ("artist", 4)]
+    with pytest.raises(DataError, match="was prepared without the task 'school'"):
+        read_artworks(DataArguments(str(tmp_path / "out"), tasks=["school"]))
+
+
+def test_exact_pixels_are_those_of_the_plain_path_to_the_byte(source, tmp_path):
+    processor = ViTImageProcessor(size={"height": 32, "width": 40})
+    prepare(source, tmp_path / "out", PictureEncoder(48, exact_for=processor, jpeg_scale="full"))
+    rows, _ = read_artworks(DataArguments(str(tmp_path / "out")))
+    names = load_dataset(str(tmp_path / "out"), split="train")["name"]
+    for name, row in zip(names, rows, strict=False):
+        if "_03_" in name:
+            continue  # lies on its side
+        picture = Image.open(source / "images" / name).convert("RGB")
+        expected = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        assert (PictureTransform(processor).pixels(row["image"]).numpy() == expected).all()
+    other = ViTImageProcessor(size={"height": 40, "width": 32})
+    with pytest.raises(DataError, match="prepared for an image processor that resizes otherwise"):
+        PictureTransform(other).pixels(rows[0]["image"])
+
+
+def test_shards_are_fixed_stretches_of_each_split(source):
+    rows, _ = read_artworks(DataArguments(str(source), min_count=4))
+    assert [(shard.name, len(shard.rows)) for shard in plan_shards(rows, 7)] == [
+        ("train-00000-of-00003", 7),
+        ("train-00001-of-00003", 7),
+        ("train-00002-of-00003", 6),
+        ("validation-00000-of-00001", 5),
+        ("test-00000-of-00001", 5),
+    ]
+
+
+def start(source, folder, cache) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), str(source), str(folder), "--min_count", "4", "--num_processes", "2"]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_the_script_killed_at_random_and_started_again_ends_with_the_same_bytes(source, tmp_path):
+    finish(start(source, tmp_path / "whole" / "out", tmp_path / "cache"))
+    folder = tmp_path / "killed" / "out"
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    kills = 0
+    for _ in range(2):
+        process = start(source, folder, tmp_path / "cache")
+        files = chance.randint(1, 6)
+        while process.poll() is None and sum(path.is_file() for path in folder.rglob("*")) < files:
+            time.sleep(0.01)
+        time.sleep(chance.random() / 5)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        process.communicate(timeout=60)  # its workers hold the pipes open: they end too
+    output = finish(start(source, folder, tmp_path / "cache"))
+    assert "28 pictures are in" in output
+    assert kills > 0
+    assert tree(folder) == tree(tmp_path / "whole" / "out"), f"seed {seed}"
+    prepare(
+        source, tmp_path / "one" / "out", PictureEncoder(256), shard_rows=1000
+    )  # one process, not the script's two
+    assert tree(tmp_path / "one" / "out") == tree(folder)
+
+
+def test_a_picture_is_encoded_once_and_the_same(source):
+    encoder = PictureEncoder(size=48)
+    data = io.BytesIO()
+    shapes(1).save(data, "PNG")
+    first, second = (encoder({"bytes": data.getvalue(), "path": None}) for _ in range(2))
+    assert first == second
+    assert first.digest == hashlib.sha256(first.data).hexdigest()
