@@ -19,6 +19,7 @@ from datasets import Dataset, Features, Image, concatenate_datasets
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.workers import end_with_parent
 from ..errors import UserError
 from .encoding import EncodedPicture, PictureEncoder
 
@@ -114,10 +115,7 @@ class _Encoding(torch.utils.data.Dataset):
 
 
 def _encoded(shards: Sequence[Shard], encoder: PictureEncoder, num_processes: int | None) -> Iterator[EncodedPicture]:
-    """The pictures of the shards one after the other, encoded by several processes.
-
-    By those of a DataLoader, which end when this process is killed.
-    """
+    """The pictures of the shards one after the other, encoded by several processes."""
     if not shards:
         return
     rows = concatenate_datasets([shard.rows.select_columns(["image"]) for shard in shards])
@@ -128,6 +126,7 @@ def _encoded(shards: Sequence[Shard], encoder: PictureEncoder, num_processes: in
         batch_size=CHUNK if num_processes > 1 else 1,
         collate_fn=list,
         num_workers=num_processes if num_processes > 1 else 0,
+        worker_init_fn=end_with_parent,
         # "spawn": a fork of a process that already runs torch's threads can hang.
         multiprocessing_context="spawn" if num_processes > 1 else None,
         prefetch_factor=4 if num_processes > 1 else None,
