@@ -19,7 +19,7 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	mkdir -p runs/bench
-	set -e; for name in training_step frozen_features evaluation_memory scaling; do \
+	set -e; for name in training_step frozen_features evaluation_memory scaling input_pipeline; do \
 	  $(BIN)/python benchmarks/$$name.py --out runs/bench/$$name.md; done
 
 quality: $(VENV)/installed
