@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+DEEPSPEED := $(VENV)/deepspeed
+
 .PHONY: demo test quality bench clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -14,8 +16,15 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py configs/demo.yaml
 
-test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Beside the environment, for its tests alone: accelerate imports it wherever it finds it, and with it in the
+# environment processes of plain DDP were seen to abort at their end.
+$(DEEPSPEED)/installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --target $(DEEPSPEED) --no-deps \
+	  deepspeed einops hjson msgpack ninja py-cpuinfo
+	touch $@
+
+test: $(VENV)/installed $(DEEPSPEED)/installed
+	ARTGRAPH_DEEPSPEED=$(abspath $(DEEPSPEED)) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/installed
 	mkdir -p runs/bench

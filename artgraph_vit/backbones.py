@@ -28,9 +28,7 @@ def refuse_unsuitable(backbone_config: Any, pooling: str | None = None) -> None:
     if model_type in _UNSUITABLE:
         raise ValueError(f"The backbone {model_type!r} {_UNSUITABLE[model_type]}: choose another.")
     if pooling == "pooler" and not has_pooler(backbone_config):
-        raise ValueError(
-            "pooling='pooler': this backbone gives no pooled vector; use 'cls' or 'mean'."
-        )
+        raise ValueError("pooling='pooler': this backbone gives no pooled vector; use 'cls' or 'mean'.")
 
 
 def without_pooler(backbone_config: Any) -> dict[str, bool]:

@@ -16,6 +16,7 @@ from transformers.utils import strtobool
 
 from ..data.arguments import choice
 from ..errors import UserError
+from .deepspeed_config import follow_arguments, refuse_other_than_zero2
 
 CLASS_WEIGHTS = ("balanced", "none")
 
@@ -67,7 +68,7 @@ class ArtGraphTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: if an option above has a value with which the trainer would be wrong.
-        UserError: if the launcher's processes would train apart, or with DeepSpeed.
+        UserError: if the launcher's processes would train apart, or with a DeepSpeed that does not work here.
     """
 
     _argument_group_name: ClassVar[str] = "training"
@@ -133,11 +134,10 @@ class ArtGraphTrainingArguments(TrainingArguments):
                 "push_to_hub publishes Trainer's own card: leave it out, and run scripts/push.py afterwards."
             )
         if self.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
-            raise UserError(
-                "DeepSpeed does not work here: its engine cannot resume exactly where the phases meet, and its bf16 "
-                "rounds weights and log variances; use configs/accelerate/fsdp2.yaml or several_gpus.yaml instead."
-            )
+            refuse_other_than_zero2(self.deepspeed)
         super().__post_init__()
+        if self.deepspeed_plugin is not None:
+            follow_arguments(self)
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
             raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
         if self.device.type == "cpu" and self.mixed_precision == "fp16":  # Trainer would train in float32 instead

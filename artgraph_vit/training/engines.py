@@ -168,11 +168,12 @@ class EngineTrainer(Trainer):
             super()._load_best_model()
 
     def _refuse_other_engine(self, checkpoint: str) -> None:
-        """FSDP2 names the parameters in the state of an optimizer, other engines number them."""
+        """FSDP2 names the parameters in the state of an optimizer; DDP and DeepSpeed number them, both alike."""
         other = OPTIMIZER_NAME if self.is_fsdp_enabled else OPTIMIZER_NAME_BIN
         if (Path(checkpoint) / other).exists():
             made, here = ("without", "uses it") if self.is_fsdp_enabled else ("with", "does not use it")
             raise UserError(
                 f"{checkpoint} was made {made} FSDP2, and this run {here}: resume with the configuration of "
-                "accelerate that it was made with, or start anew in another output_dir."
+                "accelerate that it was made with (DDP and DeepSpeed go on from each other's), or start anew in "
+                "another output_dir."
             )

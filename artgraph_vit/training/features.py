@@ -154,7 +154,7 @@ def _digest_of_backbone(trainer: ArtGraphTrainer, transform: PictureTransform) -
     backbone_config: Any = model.config.backbone_config
     digest = hashlib.sha256()
     processor = [transform.image_processor.to_json_string(), transform.jpeg_scale]
-    precision = [trainer.accelerator.mixed_precision, model.config.pooling, torch.__version__]
+    precision = [trainer.args.mixed_precision, model.config.pooling, torch.__version__]
     digest.update(json.dumps([backbone_config.to_dict(), processor, precision], default=str).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())

@@ -26,12 +26,13 @@ from ..metrics import MultiTaskMetrics
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
-from .engines import EngineTrainer, whole
+from .engines import whole
 from .finite import FiniteLossCheck
 from .progress import EpochTable
+from .zero2 import ZeRO2Trainer
 
 
-class MultiTaskTrainer(EngineTrainer):
+class MultiTaskTrainer(ZeRO2Trainer):
     """Trains an [`ArtGraphViTForImageClassification`] in one phase.
 
     Args:

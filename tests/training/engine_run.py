@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from artgraph_vit.errors import UserError
 from artgraph_vit.training.engines import is_sharded, whole
 from tests.training.exact import build_trainer
 from tests.training.tiny import EVAL_ROWS, TRAIN_ROWS, StopAt, Stopped, artworks, tiny_trainer
@@ -27,10 +28,17 @@ OPTIONS = {
     "metric_for_best_model": "artist_macro_f1",
     "head_dropout": 0.0,
 }
+WORDS = [f"{name}={json.dumps(value)}" for name, value in OPTIONS.items()]  # for tiny.py
 # By folder, where its run stops: `killed` holds a run that was killed behind the boundary, at step 9.
 STOPS = {"killed": (13,), "stopped": (3,)}
 ROWS = 64
+ENGINE_RUN = Path(__file__)
 ACCUMULATIONS = (1, 4)
+
+
+def report(folder: Path, process: int = 0) -> dict:
+    """What main found out."""
+    return json.loads((folder / f"report-{process}.json").read_text())
 
 
 class Precision(TrainerCallback):
@@ -50,6 +58,21 @@ def save_final(trainer, path: Path) -> None:
     weights = {name: whole(tensor).contiguous() for name, tensor in trainer.model.state_dict().items()}
     if trainer.is_world_process_zero():
         save_file(weights, path)
+
+
+def train_without_weights(folder: Path, **options) -> dict:
+    """Each process's loss is not finite: what the error begins with, and whether the heads are what they were."""
+    trainer = tiny_trainer(folder, **options)
+    torch.nn.init.constant_(trainer.model.log_variances, torch.nan)
+    before = trainer.model.heads["artist"].weight.detach().clone()
+    try:
+        trainer.train()
+    except UserError as error:
+        return {
+            "error": str(error).split(",")[0].split(":")[0],
+            "is_same": torch.equal(whole(trainer.model.heads["artist"].weight.detach()), before),
+        }
+    return {}
 
 
 def main() -> None:
@@ -73,6 +96,11 @@ def main() -> None:
         trainer.save_state()
         save_final(trainer, folder / f"{name}.safetensors")
 
+    if (folder / "moved").exists():  # what another engine left
+        trainer = tiny_trainer(folder / "moved", 7, **(OPTIONS | options))
+        trainer.train(resume_from_checkpoint="last")
+        save_final(trainer, folder / "moved.safetensors")
+
     # An evaluation before training, then frozen features, then everything.
     pictures = (artworks(painted, TRAIN_ROWS, 1), artworks(painted, EVAL_ROWS, 2))
     trainer = tiny_trainer(folder / "cached", datasets=pictures, feature_cache_dir=str(folder / "cache"), **options)
@@ -87,11 +115,13 @@ def main() -> None:
     trainer.train()
     save_final(trainer, folder / "bf16.safetensors")
 
-    for accumulation in ACCUMULATIONS:  # gradients, in float64
+    spoilt = train_without_weights(folder / "spoilt", **options)
+    for accumulation in ACCUMULATIONS:  # gradients, in float64 but for DeepSpeed
         trainer = build_trainer(folder, ROWS, accumulation)
         trainer.train()
-    report = {"metrics": metrics, "dtypes": sorted(seen.dtypes), "is_sharded": is_sharded(trainer.model)}
-    (folder / f"report-{trainer.args.process_index}.json").write_text(json.dumps(report))
+    found = {"metrics": metrics, "dtypes": sorted(seen.dtypes), "spoilt": spoilt}
+    found["engine"] = type(trainer.model if is_sharded(trainer.model) else trainer.model_wrapped).__name__
+    (folder / f"report-{trainer.args.process_index}.json").write_text(json.dumps(found))
     trainer.accelerator.end_training()
 
 

@@ -38,13 +38,22 @@ class InOrder(ArtGraphTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
+def whole_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The gradient, of which a process of FSDP2 or DeepSpeed holds a part."""
+    if not hasattr(parameter, "_hp_mapping"):  # which DeepSpeed gives it
+        return whole(parameter.grad)
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(parameter)
+
+
 class KeepGradients(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = {
-            name.removeprefix("module."): whole(parameter.grad).clone()
+            name.removeprefix("module."): whole_gradient(parameter).clone()
             for name, parameter in model.named_parameters()
             if parameter.requires_grad  # one without a gradient is an error here
         }
@@ -67,7 +76,9 @@ def build_trainer(folder: Path, rows: int, accumulation: int) -> ArtGraphTrainer
         use_cpu=True,
     )
     args.per_device_train_batch_size = rows // accumulation // args.world_size
-    model = tiny_model(seed=0, head_dropout=0.0).double()
+    model = tiny_model(seed=0, head_dropout=0.0)
+    if args.deepspeed_plugin is None:  # DeepSpeed computes in float32
+        model.double()
     model.set_class_weights({"artist": torch.tensor([0.3, 5.0, 1.0]), "genre": torch.tensor([0.7, 1.9])})
     with torch.no_grad():
         model.log_variances.copy_(torch.tensor([0.4, -0.6, 0.2]))

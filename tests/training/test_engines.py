@@ -13,48 +13,25 @@ from transformers import AutoModelForImageClassification, TrainerState
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.training.checkpoints import damage
 
-from .engine_run import ACCUMULATIONS, OPTIONS
+from .engine_run import ACCUMULATIONS, ENGINE_RUN, WORDS, report
 from .processes import SCRIPT, run_tiny
 from .test_exact import closed_form_gradients, relative_error
 from .test_kill import assert_close, without_times
-from .tiny import EVAL_ROWS, TRAIN_ROWS, artworks, tiny_trainer
+from .tiny import tiny_trainer
 
 ON_CPU = Path(__file__).with_name("fsdp_on_cpu.py")
-ENGINE_RUN = Path(__file__).with_name("engine_run.py")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Painted before several processes ask for them at a time."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for rows, seed in ((TRAIN_ROWS, 1), (EVAL_ROWS, 2)):
-        artworks(folder, rows, seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory, pictures) -> Path:
-    """engine_run.py on one process."""
-    folder = tmp_path_factory.mktemp("one")
-    run_tiny(folder, pictures, 1, script=ENGINE_RUN)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, pictures) -> Path:
     """The same on two processes, with FSDP2, after a run that was killed."""
     folder = tmp_path_factory.mktemp("two")
-    words = [f"{name}={json.dumps(value)}" for name, value in OPTIONS.items()]
-    arguments = (SCRIPT, folder / "killed", *words, "per_device_train_batch_size=8", "--kill-at", 9)
+    arguments = (SCRIPT, folder / "killed", *WORDS, "per_device_train_batch_size=8", "--kill-at", 9)
     killed = run_tiny(*arguments, script=ON_CPU, processes=2, check=False)
     assert f"exitcode  : -{signal.SIGKILL.value}" in killed.stderr
     assert not (folder / "killed" / "checkpoint-10").exists()
     run_tiny(ENGINE_RUN, folder, pictures, 2, script=ON_CPU, processes=2)
     return folder
-
-
-def report(folder: Path, process: int = 0) -> dict:
-    return json.loads((folder / f"report-{process}.json").read_text())
 
 
 def assert_same_end(actual: Path, expected: Path) -> None:
@@ -72,7 +49,7 @@ def assert_same_end(actual: Path, expected: Path) -> None:
 
 
 def test_fsdp2_trains_the_model_of_one_process(one, two):
-    assert report(two)["is_sharded"]
+    assert report(two)["engine"] == "FSDPArtGraphViTForImageClassification"
     for checkpoint in (2, 8, 10, 16):  # phase heads from its start to its end, then phase full
         path = f"whole/checkpoint-{checkpoint}/model.safetensors"
         assert_close(load_file(two / path), load_file(one / path), 1e-4)
@@ -156,6 +133,11 @@ def test_fsdp2_computes_in_bf16_and_keeps_weights_in_float32(one, two):
     assert_close(*weights, 0.02)
 
 
+def test_a_loss_that_is_not_finite_stops_fsdp2_before_the_weights_change(two):
+    for process in (0, 1):
+        assert report(two, process)["spoilt"] == {"error": "Step 1", "is_same": True}
+
+
 @pytest.mark.parametrize("accumulation", ACCUMULATIONS)
 def test_a_steps_gradient_is_exact_with_fsdp2(one, two, accumulation):
     for process in (0, 1):
@@ -181,14 +163,6 @@ def test_processes_that_do_not_see_each_other_are_an_error(monkeypatch, tmp_path
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"do not see each other, for there is no GPU: pass --use_cpu\."):
         tiny_trainer(tmp_path, use_cpu=False)
-
-
-def test_deepspeed_is_refused_whether_it_is_installed_or_not(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match=r"DeepSpeed does not work here: .* use configs/accelerate/fsdp2\.yaml"):
-        tiny_trainer(tmp_path, deepspeed=str(tmp_path / "zero2.json"))
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="DeepSpeed does not work here"):
-        tiny_trainer(tmp_path)
 
 
 @pytest.mark.parametrize("setting", [{"FSDP_VERSION": "1"}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}])
