@@ -2,17 +2,22 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageFile
 
-from artgraph_vit.data import DataError, find_bad_pictures, leave_out, read_picture
-from artgraph_vit.data.pictures import BadPictureError
+from artgraph_vit.data import DataError, find_bad_pictures, leave_out, pictures, read_picture
+from artgraph_vit.data.pictures import MAX_FILE, MAX_METADATA, BadPictureError
 
 
 def encoded(picture: Image.Image, format: str, **options) -> dict:
@@ -117,19 +122,136 @@ def test_a_picture_is_read_from_its_path(tmp_path):
     assert (pixels({"path": str(tmp_path / "a.png"), "bytes": None}) == [1, 2, 3]).all()
 
 
+def test_a_broken_exif_leaves_the_picture_as_it_is_stored():
+    image = encoded(Image.new("RGB", (40, 20)), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_picture(image).size == (40, 20)
+
+
+def test_large_pictures_are_converted_in_bands_that_fit_together():
+    values = np.arange(1300 * 1000, dtype=np.uint16).reshape(1300, 1000)
+    assert (pixels(encoded(Image.fromarray(values), "PNG"))[..., 0] == np.round(values / 257)).all()
+
+
 def noise(size: int = 64) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
-def bomb() -> dict:
-    """The first bytes of a PNG that says it has 400 million pixels."""
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A black-and-white PNG that says it has this size, and has 20 of its rows."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    data = zlib.compress(bytes((width + 7) // 8 + 1) * 20)
+    chunks = ((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0))
-    data = chunk(b"IDAT", zlib.compress(bytes(2501) * 20))
-    return {"bytes": b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""), "path": "bomb.png"}
+def tiff(width: int, height: int, bits: int, data: bytes, **tags: int) -> bytes:
+    """An RGBA TIFF in one deflated strip, or in one tile."""
+    values = {256: width, 257: height, 259: 8, 262: 2, 277: 4, 278: height, 338: 2, 273: 8, 279: len(data)}
+    values |= {int(tag[1:]): value for tag, value in tags.items()}
+    offset = 8 + len(data)
+    entries = {tag: struct.pack("<HHLL", tag, 4, 1, value) for tag, value in values.items()}
+    entries[258] = struct.pack("<HHLL", 258, 3, 4, offset + 2 + 12 * (len(entries) + 1) + 4)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
+    return b"II*\0" + struct.pack("<L", offset) + data + directory + struct.pack("<4H", *[bits] * 4)
+
+
+def deflated_zeros(size: int) -> bytes:
+    compressor = zlib.compressobj(1)
+    blocks = [compressor.compress(bytes(min(10**6, size - start))) for start in range(0, size, 10**6)]
+    return b"".join(blocks) + compressor.flush()
+
+
+def webp_canvas(side: int) -> bytes:
+    """An animation with a small frame on a large canvas."""
+    frame = encoded(Image.new("RGB", (16, 16)), "WEBP", lossless=True)["bytes"][12:]
+    at, size = bytes(6), (15).to_bytes(3, "little") * 2
+    frame = b"ANMF" + struct.pack("<I", 16 + len(frame)) + at + size + bytes(4) + frame
+    canvas = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + (side - 1).to_bytes(3, "little") * 2
+    body = b"WEBP" + canvas + b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def bmp_rle(width: int, height: int) -> bytes:
+    """A run-length encoded BMP that skips 255 rows in four bytes."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + header + bytes(1024) + b"\0\2\0\xff" * 4
+
+
+def scans(times: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True)["bytes"]
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
+
+
+def costly_pictures() -> dict[str, tuple[bytes, str]]:
+    """Small files that would take gigabytes or minutes, each with the reason that is told."""
+    jpeg = encoded(Image.new("L", (8, 8)), "JPEG")["bytes"]
+    large_jpeg = jpeg.replace(struct.pack(">HH", 8, 8), struct.pack(">HH", 13_000, 13_000), 1)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    return {
+        "jpeg": (large_jpeg, r"169.0 megapixels, of which such a JPEG may have 125.0"),
+        "png": (png(13_000, 13_000), r"169.0 megapixels, of which such a PNG may have 125.0"),
+        "webp": (webp_canvas(8_000), r"64.0 megapixels, of which such a WEBP may have 55.6"),
+        "tiff": (tiff(8_000, 8_000, 8, b""), r"64.0 megapixels, of which such a TIFF may have 62.5"),
+        "tile": (tiff(16, 16, 8, b"", t322=9_600, t323=9_600, t324=8, t325=9), r"92.2 megapixels, of which"),
+        "row": (bmp_rle(70_000, 1), r"70000 x 1 pixels, of which a side may have 65535"),
+        "rle": (bmp_rle(5_000, 5_000), r"a compressed BMP of 25.0 megapixels would take too long"),
+        "text": (b"P3 2 1 255\n1 2 3 4 5 6\n", r"a PPM in plain text or of an odd depth would take too long"),
+        "scans": (scans(1500), r"15\d\d scans of 1.0 megapixels would take too long"),
+        "pieces": (png(8, 8, *[(b"teSt", b"")] * 200_000), r"or more than 300000 pieces"),
+        "metadata": (png(8, 8, (b"teSt", bytes(MAX_METADATA))), r"more than 8 MB of metadata"),
+        "file": (bytes(MAX_FILE + 10**6), r"the file has 251 MB, of which it may have 250"),
+        "eps": (postscript, r"not a picture in one of the formats JPEG, PNG, WEBP, GIF, TIFF, BMP, PPM"),
+        "jp2": (encoded(noise(), "JPEG2000")["bytes"], r"not a picture in one of the formats"),
+    }
+
+
+@pytest.mark.parametrize("name", costly_pictures())
+def test_what_would_take_too_much_is_refused_by_name_at_every_scale(name, monkeypatch):
+    data, reason = costly_pictures()[name]
+    monkeypatch.setattr(subprocess, "Popen", None)  # no program is started for it
+    for at_least in (None, 8):
+        with pytest.raises(BadPictureError, match=f"^bad/{name}.img: .*{reason}"):
+            read_picture({"bytes": data, "path": f"bad/{name}.img"}, at_least)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux tells it")
+def test_the_largest_pictures_that_are_read_take_less_than_a_gigabyte(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image = encoded(Image.new("RGB", (11_000, 10_500)), "JPEG", exif=turned)  # 115 megapixels
+    (tmp_path / "turned.jpg").write_bytes(image["bytes"])
+    (tmp_path / "canvas.webp").write_bytes(webp_canvas(7_400))
+    (tmp_path / "turned.tif").write_bytes(tiff(7_800, 7_800, 16, deflated_zeros(7_800**2 * 8), t274=6))
+    script = """
+import re, sys
+from pathlib import Path
+from artgraph_vit.data import read_picture
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+before = peak()
+for path in sys.argv[1:]:
+    read_picture({"bytes": None, "path": path}).getpixel((5, 5))
+print(peak() - before)
+"""
+    command = [sys.executable, "-c", script, *map(str, sorted(tmp_path.iterdir()))]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    grown = int(run.stdout)
+    assert 700e6 < grown < 1e9, f"{grown / 1e6:.0f} MB"
+
+
+def test_a_picture_of_100_megapixels_is_read():
+    image = encoded(Image.new("L", (10_000, 10_000), 7), "JPEG")
+    assert read_picture(image, at_least=512).size == (1250, 1250)
+
+
+def test_settings_of_pillow_stay_the_users():
+    assert Image.MAX_IMAGE_PIXELS == (1024 * 1024 * 1024 // 4 // 3)  # Pillow's default
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @pytest.fixture
@@ -137,13 +259,15 @@ def bad_pictures(tmp_path) -> dict[str, dict]:
     truncated = encoded(noise(), "JPEG")
     truncated["bytes"] = truncated["bytes"][: len(truncated["bytes"]) // 2]
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "text.jpg").write_text("This is no picture.")
     return {
         "truncated": {**truncated, "path": "truncated.jpg"},
         "text": {"bytes": None, "path": str(tmp_path / "text.jpg")},
         "empty": {"bytes": None, "path": str(tmp_path / "empty.jpg")},
         "missing": {"bytes": None, "path": str(tmp_path / "missing.jpg")},
-        "bomb": bomb(),
+        "folder": {"bytes": None, "path": str(tmp_path / "folder.jpg")},
+        "bomb": {"bytes": png(20_000, 20_000), "path": "bomb.png"},
     }
 
 
@@ -152,10 +276,30 @@ def rows_of(pictures: dict[str, dict]) -> Dataset:
     return Dataset.from_dict({"image": list(pictures.values()), "name": list(pictures)}, features=features)
 
 
-@pytest.mark.parametrize("name", ["truncated", "text", "empty", "missing", "bomb"])
+@pytest.mark.parametrize("name", ["truncated", "text", "empty", "missing", "folder", "bomb"])
 def test_what_cannot_be_decoded_is_refused_by_name(bad_pictures, name):
     image = bad_pictures[name]
     with pytest.raises(BadPictureError, match=f"{name}."):
+        read_picture(image)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+def test_half_a_file_of_any_format_is_refused(format):
+    image = encoded(noise(), format)
+    with pytest.raises(BadPictureError, match=f"half.{format}: "):
+        read_picture({"bytes": image["bytes"][: len(image["bytes"]) // 2], "path": f"half.{format}"})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BadPictureError, match=r"pipe.jpg: there is no such file"):
+        read_picture({"bytes": None, "path": str(tmp_path / "pipe.jpg")})
+
+
+@pytest.mark.parametrize("image", [None, {}, {"bytes": None, "path": None}])
+def test_a_row_without_a_picture_is_a_bad_picture(image):
+    with pytest.raises(BadPictureError, match="neither bytes nor a path"):
         read_picture(image)
 
 
@@ -190,20 +334,38 @@ def test_several_processes_find_the_same_bad_pictures():
     assert set(find_bad_pictures(rows, num_processes=2, progress=False)) == {0, 63, 64, 517}
 
 
+def kill_at_mark(rows: dict) -> dict:
+    """A transform that dies as a decoder with a mistake would."""
+    if any(image["bytes"] == b"kills" for image in rows["image"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+
+def test_a_picture_that_kills_its_process_is_found_and_all_others_are_checked(monkeypatch):
+    monkeypatch.setattr(pictures, "get_context", lambda _: multiprocessing.get_context("fork"))  # starts sooner
+    bad = {5: b"text", 70: b"kills", 75: b"kills", 600: b"text", 767: b"kills"}
+    good = encoded(noise(4), "PNG")
+    images = {str(row): {"bytes": bad[row], "path": f"{row}.png"} if row in bad else good for row in range(768)}
+    found = find_bad_pictures(rows_of(images).with_transform(kill_at_mark), num_processes=2, progress=False)
+    assert list(found) == list(bad)
+    assert found[70] == "picture 70: the process that decodes it dies"
+    assert found[600].startswith("600.png: not a picture")
+
+
 def test_skip_leaves_bad_pictures_out_and_lists_them(mixed_rows, bad_pictures, tmp_path):
     bad = find_bad_pictures(mixed_rows, progress=False)
     rows = leave_out(mixed_rows, bad, "skip", tmp_path / "reports" / "bad.json")
-    assert rows["name"][:] == [f"good {index}" for index in range(6)]
+    assert rows["name"][:] == [f"good {index}" for index in range(7)]
     report = json.loads((tmp_path / "reports" / "bad.json").read_text())
-    assert report["count"] == 5
+    assert report["count"] == 6
     assert [entry["name"] for entry in report["pictures"]] == list(bad_pictures)
 
 
 def test_stop_ends_the_run_with_one_sentence_and_still_lists_them(mixed_rows, tmp_path):
     bad = find_bad_pictures(mixed_rows, progress=False)
-    with pytest.raises(DataError, match=r"5 of 11 pictures cannot be read, the first is 'truncated'.*=skip"):
+    with pytest.raises(DataError, match=r"6 of 13 pictures cannot be read, the first is 'truncated'.*=skip"):
         leave_out(mixed_rows, bad, "stop", tmp_path / "bad.json")
-    assert json.loads((tmp_path / "bad.json").read_text())["count"] == 5
+    assert json.loads((tmp_path / "bad.json").read_text())["count"] == 6
 
 
 @pytest.mark.parametrize("on_bad_image", ["skip", "stop"])
