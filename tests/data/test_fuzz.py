@@ -1,0 +1,214 @@
+"""Damaged pictures: whatever the bytes, a picture is read or refused, and nothing crashes, hangs or takes a gigabyte.
+
+The long run, in processes of its own: `pytest -m soak tests/data/test_fuzz.py`.
+"""
+
+import faulthandler
+import io
+import random
+import re
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from artgraph_vit.data import read_picture
+from artgraph_vit.data.pictures import BadPictureError
+
+FILES_A_SEED = 500
+SECONDS_A_FILE = 20
+GIGABYTE = 1_000_000_000
+
+
+@cache
+def real_pictures() -> dict[str, bytes]:
+    """A file of each kind, small but with all that the format can have in it."""
+    rng = np.random.default_rng(0)
+    smooth = np.linspace(0, 255, 40 * 30 * 4).reshape(30, 40, 4) + rng.normal(0, 8, (30, 40, 4))
+    rgba = Image.fromarray(smooth.clip(0, 255).astype(np.uint8))
+    rgb, grey = rgba.convert("RGB"), rgba.convert("L")
+    palette = rgb.quantize(16)
+    deep = Image.fromarray(rng.integers(0, 65536, (30, 40), dtype=np.uint16))
+    real = Image.fromarray(rng.uniform(0, 255, (30, 40)).astype(np.float32))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    paged = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
+    kinds = {
+        "jpeg baseline": (rgb, "JPEG", {"exif": exif, "comment": b"a comment", "icc_profile": bytes(100)}),
+        "jpeg progressive": (rgb, "JPEG", {"progressive": True, "subsampling": 0}),
+        "jpeg cmyk": (rgb.convert("CMYK"), "JPEG", {}),
+        "jpeg restarts": (grey, "JPEG", {"restart_marker_rows": 1}),
+        "mpo": (rgb, "MPO", paged),
+        "png palette": (palette, "PNG", {"transparency": bytes(range(16)), "exif": exif}),
+        "png 16 bits": (deep, "PNG", {}),
+        "png rgba": (rgba, "PNG", {}),
+        "png animated": (rgb, "PNG", paged),
+        "webp lossy": (rgb, "WEBP", {"exif": exif.tobytes()}),
+        "webp lossless": (rgba, "WEBP", {"lossless": True}),
+        "webp animated": (rgb, "WEBP", {**paged, "duration": 40}),
+        "gif animated": (rgb, "GIF", {**paged, "duration": 40, "comment": b"a comment"}),
+        "gif interlaced": (palette, "GIF", {"interlace": 1, "transparency": 3}),
+        "tiff raw": (rgba, "TIFF", {}),
+        "tiff lzw": (rgb, "TIFF", {"compression": "tiff_lzw", "tiffinfo": {274: 6}}),
+        "tiff deflate": (deep, "TIFF", {"compression": "tiff_deflate"}),
+        "tiff jpeg": (rgb, "TIFF", {"compression": "jpeg"}),
+        "tiff fax": (grey.convert("1"), "TIFF", {"compression": "group4"}),
+        "tiff pages": (rgb, "TIFF", {**paged, "compression": "packbits"}),
+        "tiff cmyk": (rgb.convert("CMYK"), "TIFF", {"compression": "tiff_lzw"}),
+        "tiff float": (real, "TIFF", {}),
+        "bmp": (rgb, "BMP", {}),
+        "bmp palette": (palette, "BMP", {}),
+        "ppm": (rgb, "PPM", {}),
+    }
+    files = {}
+    for kind, (picture, format, options) in kinds.items():
+        buffer = io.BytesIO()
+        if "append_images" in options:  # Pillow hands the options of one format on to the next: save copies
+            options = options | {"append_images": [page.copy() for page in options["append_images"]]}
+        picture.copy().save(buffer, format, **options)
+        files[kind] = buffer.getvalue()
+    return files | {"bmp rle": bmp_rle(palette), "png interlaced": png_interlaced(grey)}
+
+
+def bmp_rle(palette: Image.Image) -> bytes:
+    """A run-length encoded BMP, which Pillow reads but does not write."""
+    buffer = io.BytesIO()
+    palette.save(buffer, "BMP")
+    header = bytearray(buffer.getvalue()[: -(40 * 30)])
+    header[30] = 1  # compression
+    rows = np.asarray(palette)[::-1]
+    runs = b"".join(b"".join(bytes([1, pixel]) for pixel in row) + b"\0\0" for row in rows.tolist())
+    return bytes(header) + runs + b"\0\1"
+
+
+def png_interlaced(grey: Image.Image) -> bytes:
+    """An interlaced PNG, which Pillow reads but does not write."""
+    pixels = np.asarray(grey)
+    passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
+    lines = [b"\0" + row.tobytes() for top, down, left, right in passes for row in pixels[top::down, left::right]]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", grey.width, grey.height, 8, 0, 0, 0, 1)
+    data = zlib.compress(b"".join(lines))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """One to four damages: bits flipped, numbers made extreme, ends cut off, stretches erased, doubled or moved."""
+    for _ in range(rng.randint(1, 4)):
+        # Most of the structure is at the beginning.
+        start = rng.randrange(len(data) if rng.random() < 0.5 else min(len(data), 200)) if data else 0
+        stop = min(len(data), start + rng.choice([1, 2, 4, 8, 64, 1000]))
+        part = data[start:stop]
+        match rng.randrange(7):
+            case 0:
+                part = bytes(byte ^ (1 << rng.randrange(8)) for byte in part[:4]) + part[4:]
+            case 1:
+                part = rng.choice([b"\0", b"\xff", b"\x7f", b"\x80", b"\1"]) * len(part)
+            case 2:
+                data, part, stop = data[:start], b"", start
+            case 3:
+                part = b""
+            case 4:
+                part = part * rng.choice([2, 3, 50])
+            case 5:
+                part = rng.randbytes(len(part))
+            case 6:
+                other = rng.randrange(len(data) + 1)
+                part = data[other : other + len(part)]
+        data = data[:start] + part + data[stop:]
+    return data
+
+
+def outcome(data: bytes, at_least: int | None = None) -> str:
+    try:
+        picture = read_picture({"bytes": data, "path": "damaged.bin"}, at_least)
+    except BadPictureError as error:
+        return "bad" if str(error).startswith("damaged.bin: ") else f"not told by name: {error}"
+    assert picture.mode == "RGB"
+    assert np.asarray(picture).shape == (picture.height, picture.width, 3)
+    return "read"
+
+
+@pytest.mark.parametrize("kind", real_pictures())
+def test_what_is_damaged_below_can_be_read_whole(kind):
+    assert outcome(real_pictures()[kind]) == "read"
+
+
+def test_the_files_that_pillow_does_not_write_have_their_pixels_in_place():
+    grey = Image.fromarray(np.arange(40 * 30, dtype=np.uint16).astype(np.uint8).reshape(30, 40))
+    assert (np.asarray(read_picture({"bytes": png_interlaced(grey)}))[..., 0] == np.asarray(grey)).all()
+    palette = grey.convert("RGB").quantize(16)
+    assert (np.asarray(read_picture({"bytes": bmp_rle(palette)})) == np.asarray(palette.convert("RGB"))).all()
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(
+    st.binary(max_size=500), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM"])
+)
+@example(b"", b"")
+def test_arbitrary_bytes_are_read_or_refused(data, magic):
+    assert outcome(magic + data) in ("read", "bad")
+
+
+@settings(max_examples=1000, derandomize=True, deadline=None, database=None)
+@given(st.sampled_from(sorted(real_pictures())), st.integers(0, 2**32), st.sampled_from([None, 8]))
+def test_damaged_pictures_are_read_or_refused(kind, seed, at_least):
+    assert outcome(damaged(real_pictures()[kind], random.Random(seed)), at_least) in ("read", "bad")
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.sampled_from(sorted(real_pictures())), st.integers(0, 2**32))
+def test_a_picture_is_bad_at_every_scale_or_at_none(kind, seed):
+    data = damaged(real_pictures()[kind], random.Random(seed))
+    assert outcome(data) == outcome(data, at_least=8)
+
+
+def peak_memory() -> int:
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def soak(seed: int, files: int) -> None:
+    """Reads damaged files one after the other, in a process that a hang or a gigabyte ends."""
+    kinds, counts, slowest = sorted(real_pictures()), {"read": 0, "bad": 0}, 0.0
+    before = peak_memory()
+    for index in range(files):
+        rng = random.Random(f"{seed} {index}")
+        data = damaged(real_pictures()[rng.choice(kinds)], rng)
+        faulthandler.dump_traceback_later(SECONDS_A_FILE, exit=True)
+        start = time.perf_counter()
+        print(f"seed {seed}, file {index}", file=sys.stderr)
+        counts[outcome(data, rng.choice([None, 8]))] += 1
+        slowest = max(slowest, time.perf_counter() - start)
+    faulthandler.cancel_dump_traceback_later()
+    print(counts["read"], counts["bad"], peak_memory() - before, slowest)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux tells it")
+@pytest.mark.parametrize("seed", range(6))
+def test_thousands_of_damaged_pictures_in_a_process_that_may_die(seed):
+    command = [sys.executable, "-X", "faulthandler", __file__, str(seed), str(FILES_A_SEED)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert run.returncode == 0, run.stderr[-2000:]
+    read, bad, grown, slowest = map(float, run.stdout.split())
+    print(f"seed {seed}: {read:.0f} read, {bad:.0f} bad, {grown / 1e6:.0f} MB more, {slowest:.1f} s for the slowest")
+    assert read + bad == FILES_A_SEED
+    assert read > FILES_A_SEED / 10
+    assert bad > FILES_A_SEED / 10
+    assert grown < GIGABYTE
+
+
+if __name__ == "__main__":
+    soak(*map(int, sys.argv[1:]))
