@@ -241,14 +241,17 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, kind: str, repo_id: str, revision: str, folder: str = "") -> None:
         commit = self._at(repo_id, revision, kind)
         prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
-        inside = {path: data for path, data in commit.files.items() if path.startswith(prefix)}
-        if prefix and not inside:
+        below = [path.removeprefix(prefix) for path in commit.files if path.startswith(prefix)]
+        if prefix and not below:
             raise Refusal(404, "EntryNotFound", f"{folder} does not exist.")
+        is_deep = self.query.get("recursive", "").lower() == "true"
+        folders = {"/".join(parts[:n]) for parts in (path.split("/") for path in below) for n in range(1, len(parts))}
         entries = [
-            _entry(path, data)
-            for path, data in inside.items()
-            if self.query.get("recursive", "").lower() == "true" or "/" not in path.removeprefix(prefix)
+            {"type": "directory", "path": prefix + path, "size": 0, "oid": "0" * 40}
+            for path in sorted(folders)
+            if is_deep or "/" not in path
         ]
+        entries += [_entry(prefix + path, commit.files[prefix + path]) for path in below if is_deep or "/" not in path]
         self._answer(200, entries)
 
     def paths_info(self, kind: str, repo_id: str, revision: str) -> None:

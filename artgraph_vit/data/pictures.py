@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .sources import DataError
+from .workers import end_with_parent
 
 logger = logging.get_logger(__name__)
 
@@ -224,7 +225,7 @@ def _check_in_processes(chunks: list, num_processes: int, bad: dict[int, str], b
         return []
     unchecked = []
     # "spawn": a fork of a process that already runs torch's threads can hang.
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=end_with_parent) as pool:
         for chunk, future in [(chunk, pool.submit(_check_chunk, chunk)) for chunk in chunks]:
             try:
                 bad |= future.result()

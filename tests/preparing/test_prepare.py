@@ -24,6 +24,7 @@ from artgraph_vit.preparing import prepare_dataset
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
 from artgraph_vit.preparing.encoding import PictureEncoder
 from artgraph_vit.preparing.shards import plan_shards
+from tests.hub_server import HubServer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare.py"
 COUNT = 30
@@ -223,15 +224,11 @@ def test_training_sees_the_same_labels_and_splits_prepared_or_raw(source, tmp_pa
     assert tasks == raw_tasks
     left_out = {"ärtist_05_train.jpg", "ärtist_22_train.jpg"}
     columns = ["split", *(task.name for task in tasks)]
-    expected = [
-        tuple(map(str, (row[column] for column in columns)))
-        for row in sorted(raw.select_columns(["name", *columns]), key=lambda row: row["name"])
-        if row["name"] not in left_out
-    ]
-    order = load_dataset(str(tmp_path / "out"))
-    names = [name for split in ("train", "validation", "test") for name in order[split]["name"]]
-    found = [tuple(map(str, (row[column] for column in columns))) for row in rows.select_columns(columns)]
-    assert [found[index] for index in np.argsort(names)] == expected
+
+    def by_name(some):
+        return {row["name"]: [row[column] for column in columns] for row in some.select_columns(["name", *columns])}
+
+    assert by_name(rows) == {name: values for name, values in by_name(raw).items() if name not in left_out}
 
 
 def test_some_tasks_of_a_prepared_dataset_can_be_chosen(source, tmp_path):
@@ -269,9 +266,10 @@ def test_shards_are_fixed_stretches_of_each_split(source):
     ]
 
 
-def start(source, folder, cache) -> subprocess.Popen:
+def start(source, folder, cache, *options, environment=()) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPT), str(source), str(folder), "--min_count", "4", "--num_processes", "2"]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command += options
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", **dict(environment)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -313,3 +311,28 @@ def test_a_picture_is_encoded_once_and_the_same(source):
     first, second = (encoder({"bytes": data.getvalue(), "path": None}) for _ in range(2))
     assert first == second
     assert first.digest == hashlib.sha256(first.data).hexdigest()
+
+
+def test_a_pushed_dataset_is_read_from_the_hub_with_its_vocabulary(source, tmp_path):
+    """Pushed twice, as after an interruption; then read in a process that knows the Hub alone."""
+    with HubServer({"hf_test": "tester"}) as server:
+        hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}
+        push = ("--push_to_hub", "tester/artworks", "--private", "true", "--data_license", "cc0-1.0")
+        for _ in range(2):
+            finish(start(source, tmp_path / "out", tmp_path / "cache", *push, environment=hub))
+        assert server.repos["datasets", "tester/artworks"].private
+        files = server.files("datasets", "tester/artworks", "main")
+        code = (
+            "from artgraph_vit.data.arguments import DataArguments, read_artworks\n"
+            "rows, tasks = read_artworks(DataArguments('tester/artworks', min_count=10_000))\n"
+            "print(len(rows), *[len(task.labels) for task in tasks], sorted(rows['name'])[0])"
+        )
+        environment = {**os.environ, **hub, "HF_HOME": str(tmp_path / "home")}
+        read = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert read.stdout.split() == ["28", "4", "2", "2", "2", "1", "ärtist_00_train.jpg"], read.stderr[-2000:]
+    assert {name.split("/")[0] for name in files} - {".gitattributes"} == {
+        *("README.md", "data", "figures", "report.json", "vocabulary.json")
+    }
+    card = files["README.md"].decode()
+    assert 'load_dataset("tester/artworks", split="train")' in card
+    assert "license: cc0-1.0" in card

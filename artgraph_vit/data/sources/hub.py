@@ -73,7 +73,9 @@ def read_datasets(
         if isinstance(pictures.features["image"], Value):
             pictures = pictures.cast_column("image", Value("string"))  # it may be a large_string
         pictures = pictures.cast_column("image", Image(decode=False))
-        features = Features({name: feature for name, feature in raw_features(chosen).items() if name != "name"})
+        if options.name_column in part.column_names:
+            added["name"] = part[options.name_column][:]
+        features = {name: feature for name, feature in raw_features(chosen).items() if name in added}
         features = Features({**features, **as_strings(stratum)})
         raw_parts.append(
             concatenate_datasets([pictures, Dataset.from_dict({**added, **stratum}, features=features)], axis=1)
@@ -81,6 +83,8 @@ def read_datasets(
     rows = concatenate_datasets(raw_parts)
     if not len(rows):
         raise DataError("The dataset has no rows: read one that has.")
+    if "name" in rows.column_names:
+        return rows, chosen
     roots = None if picture_folders is None else [folder.resolve() for folder in picture_folders]
     names = Dataset.from_dict({"name": _picture_names(rows, roots)})
     return concatenate_datasets([rows, names], axis=1), chosen

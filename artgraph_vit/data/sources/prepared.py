@@ -30,8 +30,8 @@ VOCABULARY = "vocabulary.json"
 
 
 def with_kept_vocabulary(options: ReadingOptions, name: str, revision: str | None) -> ReadingOptions:
-    """The options with the tasks of a prepared dataset and their labels, in a folder or on the Hub; of any other
-    dataset the options as they are.
+    """The options with the tasks of a prepared dataset and their labels, in a folder or on the Hub, whose rows are
+    called as in its source; of any other dataset the options as they are.
     """
     kept = _kept_vocabulary(name, revision)
     if kept is None:
@@ -43,7 +43,8 @@ def with_kept_vocabulary(options: ReadingOptions, name: str, revision: str | Non
         raise DataError(
             f"{name} was prepared without the task {missing[0]!r}, with {', '.join(by_name)}: prepare it anew."
         )
-    return replace(options, tasks=tuple(by_name.get(task, task) if isinstance(task, str) else task for task in wanted))
+    chosen = tuple(by_name.get(task, task) if isinstance(task, str) else task for task in wanted)
+    return replace(options, tasks=chosen, name_column="name")
 
 
 def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:

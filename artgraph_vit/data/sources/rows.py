@@ -46,6 +46,7 @@ class ReadingOptions:
     missing_tasks: str = "error"
     stratify_by: str | None = None
     renamed_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by column; a preset gives them
+    name_column: str | None = None  # of a dataset whose rows know what they are called
 
     def __post_init__(self) -> None:
         if self.missing_tasks not in MISSING_TASKS:

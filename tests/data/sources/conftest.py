@@ -12,7 +12,6 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from tests import hub_server
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[3]
@@ -89,32 +88,7 @@ class Hub:
         return {**json.loads(done.stdout.splitlines()[-1]), "stderr": done.stderr}
 
 
-def list_with_folders(handler, kind: str, repo_id: str, revision: str, folder: str = "") -> None:
-    """As `tree` of the test Hub, with entries for folders, without which no pattern like `data/train-*` is found."""
-    files = handler._at(repo_id, revision, kind).files
-    prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
-    below = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
-    if prefix and not below:
-        raise hub_server.Refusal(404, "EntryNotFound", f"{folder} does not exist.")
-    is_deep = handler.query.get("recursive", "").lower() == "true"
-    folders = {"/".join(parts[:n]) for parts in (path.split("/") for path in below) for n in range(1, len(parts))}
-    entries = [
-        {"type": "directory", "path": prefix + path, "size": 0, "oid": "0" * 40}
-        for path in sorted(folders)
-        if is_deep or "/" not in path
-    ]
-    entries += [hub_server._entry(prefix + path, files[prefix + path]) for path in below if is_deep or "/" not in path]
-    handler._answer(200, entries)
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    routes = [
-        (method, pattern, list_with_folders if route is hub_server._Handler.tree else route)
-        for method, pattern, route in hub_server.ROUTES
-    ]
-    patch.setattr(hub_server, "ROUTES", routes)
     with HubServer({TOKEN: "tester", "hf_huggan": "huggan", "hf_artificio": "Artificio"}) as server:
         yield Hub(server, tmp_path_factory.mktemp("hub"))
-    patch.undo()

@@ -1,0 +1,238 @@
+"""The same hundred artworks in each form a source may have: scripts/train.py trains on them end to end."""
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor
+
+from artgraph_vit.data.synthetic import paint_artgraph
+
+from .data.sources.bolt_server import BoltServer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+NODES = {"artist": "artist", "style": "style", "genre": "genre", "tags": "tag", "media": "media"}
+NEO4J = {"artist": "createdBy", "style": "hasStyle", "genre": "hasGenre", "tags": "about", "media": "madeOf"}
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+
+def run(script: str, *arguments: object) -> None:
+    """In this process: what it does is tested elsewhere as a command."""
+    argv, sys.argv = sys.argv, [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(SCRIPTS / script), run_name="script")["main"]()
+    finally:
+        sys.argv = argv
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory) -> Path:
+    return paint_artgraph(tmp_path_factory.mktemp("painted") / "artgraph", num_artworks=100, size=32, progress=False)
+
+
+@pytest.fixture(scope="module")
+def records(painted) -> list[dict]:
+    """Of each artwork `image`, `split`, and a list of labels a task."""
+    split_of = {
+        name: split
+        for stem, split in SPLITS.items()
+        for name in (painted / "splits" / f"{stem}.txt").read_text().splitlines()
+    }
+    with open(painted / "artgraph_dataset.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for task in NODES:
+            row[task] = row[task].split(", ") if row[task] else []
+        row["split"] = split_of[row["image"]]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTConfig(image_size=16, patch_size=8, **size).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, painted, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "images").symlink_to(painted / "images", target_is_directory=True)
+    return tmp_path / "source"
+
+
+def write_lines(path: Path, lines) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+
+
+def ids_of(records, task) -> dict[str, int]:
+    return {label: number for number, label in enumerate(sorted({label for row in records for label in row[task]}))}
+
+
+def as_artgraph_csv(folder, records, painted, backbone):
+    return painted, ()
+
+
+def as_artgraph_raw(folder, records, painted, backbone):
+    artworks = {row["image"]: number for number, row in enumerate(records)}
+    write_lines(folder / "mapping" / "artwork_entidx2name.csv", [(number, name) for name, number in artworks.items()])
+    relations = {"artist": "createdby", "style": "hasstyle", "genre": "hasgenre", "tags": "about", "media": "madeof"}
+    for task, node in NODES.items():
+        ids = ids_of(records, task)
+        write_lines(folder / "mapping" / f"{node}_entidx2name.csv", [(number, label) for label, number in ids.items()])
+        edges = [(artworks[row["image"]], ids[label]) for row in records for label in row[task]]
+        write_lines(folder / "raw" / "relations" / f"artwork___{relations[task]}___{node}" / "edge.csv", edges)
+    (folder / "splits").symlink_to(painted / "splits", target_is_directory=True)
+    return folder, ()
+
+
+def as_artseek(folder, records, painted, backbone):
+    ids = {task: ids_of(records, task) for task in NODES}
+    names = {node: {str(number): label for label, number in ids[task].items()} for task, node in NODES.items()}
+    (folder / "images").unlink()
+    (folder / "images").mkdir()
+    for row in records:  # ArtSeek's pictures are JPEGs
+        picture = Image.open(painted / "images" / row["image"])
+        picture.save(folder / "images" / f"{Path(row['image']).stem}.jpg", quality=95)
+    for stem, split in SPLITS.items():
+        rows = [row for row in records if row["split"] == split]
+        relationships = {
+            Path(row["image"]).stem: {node: [ids[task][label] for label in row[task]] for task, node in NODES.items()}
+            for row in rows
+        }
+        (folder / f"{stem}.json").write_text(json.dumps({"relationships": relationships, **names}), encoding="utf-8")
+    return folder, ()
+
+
+def as_picture_folder_csv(folder, records, painted, backbone):
+    lines = [["file_name", "split", *NODES]]
+    for row in records:
+        single = [row[task][0] if row[task] else "" for task in ("artist", "style", "genre")]
+        lines.append(
+            [f"images/{row['image']}", row["split"], *single, json.dumps(row["tags"]), "|".join(row["media"])]
+        )
+    (folder / "images").unlink()
+    (folder / "images").mkdir()
+    for row in records:
+        (folder / "images" / row["image"]).write_bytes((painted / "images" / row["image"]).read_bytes())
+    write_lines(folder / "metadata.csv", lines)
+    return folder, ("--label_separator", "|")
+
+
+def as_picture_folder_jsonl(folder, records, painted, backbone):
+    (folder / "images").unlink()
+    for split in SPLITS.values():
+        (folder / split).mkdir()
+        lines = []
+        for row in (row for row in records if row["split"] == split):
+            (folder / split / row["image"]).write_bytes((painted / "images" / row["image"]).read_bytes())
+            lines.append(json.dumps({"file_name": row["image"], **{task: row[task] for task in NODES}}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder, ()
+
+
+def as_parquet(folder, records, painted, backbone):
+    """ClassLabels, lists of them, and columns that are called otherwise, as on the Hub."""
+    (folder / "images").unlink()
+    (folder / "data").mkdir()
+    columns = {"artist": "painter", "tags": "subjects"}
+    for split in SPLITS.values():
+        rows = [row for row in records if row["split"] == split]
+        values = {"picture": [{"bytes": (painted / "images" / r["image"]).read_bytes(), "path": None} for r in rows]}
+        features = {"picture": datasets.Image()}
+        for task in NODES:
+            label = datasets.ClassLabel(names=sorted(ids_of(records, task)))
+            several = task in ("tags", "media")
+            features[columns.get(task, task)] = datasets.List(label) if several else label
+            values[columns.get(task, task)] = [row[task] if several else (row[task] or [None])[0] for row in rows]
+        part = datasets.Dataset.from_dict(values, features=datasets.Features(features))
+        part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder, ("--columns", json.dumps(columns), "--image_column", "picture")
+
+
+def as_prepared(folder, records, painted, backbone):
+    run("prepare.py", painted, folder.parent / "prepared", "--size", "24", "--min_count", "5")
+    return folder.parent / "prepared", ("--min_count", "1000000")
+
+
+def as_exact(folder, records, painted, backbone):
+    run("prepare.py", painted, folder.parent / "exact", "--exact_for", backbone, "--min_count", "5")
+    return folder.parent / "exact", ("--min_count", "1000000")
+
+
+@pytest.fixture
+def neo4j(records, monkeypatch):
+    monkeypatch.setenv("NEO4J_USERNAME", "neo4j")
+    monkeypatch.setenv("NEO4J_PASSWORD", "secret")
+    query = "MATCH (artwork:Artwork) RETURN artwork.name AS artwork"
+    answers = {query: (["artwork"], [[row["image"]] for row in records])}
+    edge = "MATCH (artwork:Artwork)-[:{}]->(label:{}) RETURN artwork.name AS artwork, label.name AS label"
+    for task, relation in NEO4J.items():
+        edges = [[row["image"], label] for row in records for label in row[task]]
+        answers[edge.format(relation, NODES[task].capitalize())] = (["artwork", "label"], edges)
+    with BoltServer(answers) as server:
+        yield server
+
+
+FORMS = [
+    *(as_artgraph_csv, as_artgraph_raw, as_artseek, as_picture_folder_csv, as_picture_folder_jsonl, as_parquet),
+    *(as_prepared, as_exact),
+]
+
+
+def train(source, output, backbone, *options) -> dict:
+    given = ("--source", source, "--output_dir", output, "--backbone", backbone, "--from_scratch", "--use_cpu")
+    given += ("--num_train_epochs", "2", "--frozen_epochs", "1", "--disable_tqdm", "true")
+    run("train.py", *given, "--feature_cache_dir", output.parent / "features", "--min_count", "5", *options)
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.removeprefix("as_"))
+def test_training_on_each_form_knows_the_same_labels(form, folder, records, painted, backbone, tmp_path):
+    source, options = form(folder, records, painted, backbone)
+    results = train(source, tmp_path / "run", backbone, *options)
+    expected = {split: [row for row in records if row["split"] == split] for split in SPLITS.values()}
+    assert results["data"]["train_rows"] == len(expected["train"])
+    assert results["rows"] == len(expected["test"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    labels = {task["name"]: task["labels"] for task in config["tasks"]}
+    for task in NODES:
+        counts = {label: sum(label in row[task] for row in records) for label in ids_of(records, task)}
+        kept = {label for label, count in counts.items() if count >= 5 or task in ("style", "genre")}
+        kept |= {"other"} if task == "artist" and len(kept) < len(counts) else set()
+        assert labels[task] == sorted(kept)
+        known = [row for row in expected["test"] if (kept & set(row[task])) or (task == "artist" and row[task])]
+        assert results["known_rows"][task] == len(known)
+    assert 0 <= results["metrics"]["avg_macro_f1"] <= 1
+
+
+def test_training_from_a_neo4j_server(neo4j, records, painted, backbone, tmp_path):
+    results = train(f"bolt://{neo4j.address}", tmp_path / "run", backbone, "--image_folder", painted / "images")
+    assert results["rows"] == 15
+    assert results["known_rows"]["genre"] == 15
+
+
+def test_a_head_without_labels_is_kept_if_asked_for(folder, records, painted, backbone, tmp_path):
+    """A model of five tasks, then training on a source that lacks two of them."""
+    train(painted, tmp_path / "five", backbone)
+    lines = [["file_name", "style", "genre", "artist"]]
+    lines += [[r["image"], r["style"][0], r["genre"][0], (r["artist"] or [""])[0]] for r in records]
+    (folder / "images").unlink()
+    for row in records:
+        (folder / row["image"]).write_bytes((painted / "images" / row["image"]).read_bytes())
+    write_lines(folder / "metadata.csv", lines)
+    options = ("--labels_from", tmp_path / "five", "--missing_tasks", "unknown")
+    results = train(folder, tmp_path / "run", backbone, *options)
+    assert results["known_rows"] | {"artist": 0} == {"artist": 0, "style": 15, "genre": 15, "tags": 0, "media": 0}
+    tasks = [json.loads((tmp_path / name / "config.json").read_text())["tasks"] for name in ("five", "run")]
+    assert tasks[0] == tasks[1]
