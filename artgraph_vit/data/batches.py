@@ -40,8 +40,8 @@ class PictureTransform:
     Args:
         image_processor (`BaseImageProcessor`): the one of the model's backbone; it resizes and crops.
         jpeg_scale (`str`, *optional*, defaults to `"twice"`): decode JPEGs at the smallest of their scales that is
-            still at least `"twice"` (on 1,500-pixel pictures within 0.5 of 255 of the exact pixels in the mean) or
-            `"once"` (1.2 of 255, faster) the size that the model takes, or in `"full"`.
+            still at least `"twice"` (pictures of 1,000 to 1,500 pixels then differ by 0.6 of 255 in the mean) or
+            `"once"` (1.3 of 255, faster) the size that the model takes, or in `"full"`.
 
     Raises:
         DataError: if a picture was prepared for another image processor.

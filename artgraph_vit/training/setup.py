@@ -21,6 +21,7 @@ from ..backbones import refuse_unsuitable
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..data import DataError, find_bad_pictures, known_row_count, label_counts, leave_out
 from ..data.arguments import EMBEDDED, DataArguments, read_artworks
+from ..data.sources.prepared import is_prepared
 from ..data.splits import divide_by_split
 from ..data.synthetic import paint_artgraph
 from ..errors import UserError
@@ -51,8 +52,10 @@ def load_splits(
         with args.main_process_first(desc="painting the embedded dataset"):
             paint_artgraph(data.embedded_folder, num_artworks=data.embedded_artworks, progress=not args.disable_tqdm)
     rows, tasks = read_artworks(data, tasks)
-    # Split first: which pictures can be read does not decide who is in the test split.
-    return divide_by_split(_without_bad_pictures(rows, data, args)), tasks
+    # After the split: which pictures can be read does not decide who is in the test split.
+    if data.source == EMBEDDED or not is_prepared(data.source, data.dataset_revision):
+        rows = _without_bad_pictures(rows, data, args)
+    return divide_by_split(rows), tasks
 
 
 def load_image_processor(model: ModelArguments) -> BaseImageProcessor:

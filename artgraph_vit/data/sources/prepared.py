@@ -47,6 +47,14 @@ def with_kept_vocabulary(options: ReadingOptions, name: str, revision: str | Non
     return replace(options, tasks=chosen, name_column="name")
 
 
+def is_prepared(source: str, revision: str | None = None) -> bool:
+    """Whether a source is a prepared dataset, whose pictures have been checked."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() or "://" in source:
+        return (folder / VOCABULARY).is_file()
+    return _downloaded(source, revision) is not None
+
+
 def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:
     text = json.dumps({"tasks": [task.to_dict() for task in tasks]}, indent=1, ensure_ascii=False)
     (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
