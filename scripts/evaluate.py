@@ -13,7 +13,7 @@ from typing import ClassVar
 import datasets
 from transformers.utils import logging
 
-from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.errors import run_script
 from artgraph_vit.reporting.card import CardOptions
@@ -21,7 +21,7 @@ from artgraph_vit.reporting.results import results_table, write_results
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import collect_results
-from artgraph_vit.training.setup import load_checkpoint, load_splits
+from artgraph_vit.training.setup import load_checkpoint, load_pictures, load_splits
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     model, image_processor = load_checkpoint(evaluation.checkpoint, evaluation.revision)
     tasks = model.config.tasks
     splits, _ = load_splits(data_args, args, tasks)
-    pictures = with_pixels(splits[evaluation.split], image_processor, data_args.jpeg_scale)
+    pictures = load_pictures(splits, tasks, data_args, image_processor)[evaluation.split]
     trainer = ArtGraphTrainer(
         model=model,
         args=args,

@@ -13,7 +13,7 @@ import datasets
 from transformers import set_seed
 from transformers.utils import logging
 
-from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.errors import run_script
 from artgraph_vit.reporting.card import CardOptions
@@ -22,7 +22,7 @@ from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArgu
 from artgraph_vit.training.checkpoints import checkpoint_to_resume
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import FrozenPhaseTest, finish_run, recipe_of
-from artgraph_vit.training.setup import build_model, load_image_processor, load_splits
+from artgraph_vit.training.setup import build_model, load_image_processor, load_pictures, load_splits
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -42,7 +42,7 @@ def main() -> None:
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
-    pictures = {split: with_pixels(rows, image_processor, data_args.jpeg_scale) for split, rows in splits.items()}
+    pictures = load_pictures(splits, tasks, data_args, image_processor)
     trainer = ArtGraphTrainer(
         model=model,
         args=args,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor
 
+from artgraph_vit.data import DataError
 from artgraph_vit.data.synthetic import paint_artgraph
 
 from .data.sources.bolt_server import BoltServer
@@ -236,3 +237,25 @@ def test_a_head_without_labels_is_kept_if_asked_for(folder, records, painted, ba
     assert results["known_rows"] | {"artist": 0} == {"artist": 0, "style": 15, "genre": 15, "tags": 0, "media": 0}
     tasks = [json.loads((tmp_path / name / "config.json").read_text())["tasks"] for name in ("five", "run")]
     assert tasks[0] == tasks[1]
+
+
+def test_a_prepared_dataset_is_streamed(painted, records, backbone, tmp_path, monkeypatch):
+    """Its results are of the same artworks as if it had been copied into the cache, where nothing of it is left."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    run("prepare.py", painted, tmp_path / "prepared", "--min_count", "5")
+    prepared = tmp_path / "prepared"
+    streamed = train(prepared, tmp_path / "true", backbone, "--streaming", "true")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    whole = train(prepared, tmp_path / "false", backbone)
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    for key in ("rows", "known_rows", "data", "majority_metrics"):
+        assert streamed[key] == whole[key]
+    assert streamed["metrics"].keys() == whole["metrics"].keys()
+    evaluated = ("--checkpoint", tmp_path / "true", "--source", prepared, "--use_cpu")
+    for name in ("true", "false"):
+        run("evaluate.py", *evaluated, "--streaming", name, "--results_dir", tmp_path / f"evaluated-{name}")
+    results = [json.loads((tmp_path / f"evaluated-{name}" / "results.json").read_text()) for name in ("true", "false")]
+    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], rel=1e-9)
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-9)
+    with pytest.raises(DataError, match="cannot be streamed: vocabulary and splits must be known"):
+        train(painted, tmp_path / "raw", backbone, "--streaming", "true")

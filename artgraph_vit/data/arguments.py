@@ -75,6 +75,10 @@ class DataArguments:
         metadata={"help": "Column by which a split is stratified, if one is made; it need not be a task."},
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read a prepared dataset as a stream: nothing of it is downloaded or stored as a whole."},
+    )
     jpeg_scale: str = choice(
         "twice",
         ("twice", "once", "full"),

@@ -19,10 +19,19 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Tra
 
 from ..backbones import refuse_unsuitable
 from ..configuration_artgraph_vit import ArtGraphViTConfig
-from ..data import DataError, find_bad_pictures, known_row_count, label_counts, leave_out
+from ..data import (
+    DataError,
+    PictureTransform,
+    find_bad_pictures,
+    known_row_count,
+    label_counts,
+    leave_out,
+    with_pixels,
+)
 from ..data.arguments import EMBEDDED, DataArguments, read_artworks
 from ..data.sources.prepared import is_prepared
 from ..data.splits import divide_by_split
+from ..data.streamed_source import StreamedSource
 from ..data.synthetic import paint_artgraph
 from ..errors import UserError
 from ..losses import balanced_class_weights
@@ -43,11 +52,15 @@ def load_splits(
         tasks (`Sequence[Task]`, *optional*): the tasks of a trained model; by default a vocabulary is built.
 
     Returns:
-        The splits "train", "validation" and "test" of encoded rows, and the tasks with their labels.
+        The splits "train", "validation" and "test" of encoded rows, without pictures if they are to be streamed, and
+        the tasks with their labels.
 
     Raises:
         DataError: says what is wrong in the data, and where.
     """
+    if data.streaming:
+        source = StreamedSource(data.source, tasks or data.tasks, data.dataset_revision)
+        return source.labels(), source.tasks
     if data.source == EMBEDDED:
         with args.main_process_first(desc="painting the embedded dataset"):
             paint_artgraph(data.embedded_folder, num_artworks=data.embedded_artworks, progress=not args.disable_tqdm)
@@ -56,6 +69,22 @@ def load_splits(
     if data.source == EMBEDDED or not is_prepared(data.source, data.dataset_revision):
         rows = _without_bad_pictures(rows, data, args)
     return divide_by_split(rows), tasks
+
+
+def load_pictures(
+    splits: DatasetDict, tasks: Sequence[Task], data: DataArguments, image_processor: BaseImageProcessor
+) -> dict[str, Any]:
+    """The splits as a trainer takes them, whose pictures are decoded when they are fetched.
+
+    Args:
+        splits (`DatasetDict`), tasks (`Sequence[Task]`): as [`load_splits`] returns them.
+        data ([`DataArguments`]).
+        image_processor (`BaseImageProcessor`): of the model.
+    """
+    if data.streaming:
+        source = StreamedSource(data.source, tasks, data.dataset_revision)
+        return source.pictures(PictureTransform(image_processor, data.jpeg_scale), splits)
+    return {split: with_pixels(rows, image_processor, data.jpeg_scale) for split, rows in splits.items()}
 
 
 def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
