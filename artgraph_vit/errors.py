@@ -10,9 +10,12 @@ class UserError(ValueError):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` ends it with status 2 and its sentence."""
+    """Runs a script's `main`; a `UserError` ends it with status 2 and its sentence, Ctrl-C with 130."""
     try:
         main()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: stopped.", file=sys.stderr)
+        raise SystemExit(130) from None

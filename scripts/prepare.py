@@ -59,6 +59,8 @@ def main() -> None:
     )
     if prepare.size < 1:
         raise UserError(f"size={prepare.size}: use a whole number of at least 1.")
+    if prepare.num_processes is not None and prepare.num_processes < 1:
+        raise UserError(f"num_processes={prepare.num_processes}: use a whole number of at least 1.")
     datasets.disable_progress_bars()
     exact_for = load_image_processor(ModelArguments(backbone=prepare.exact_for)) if prepare.exact_for else None
     rows, tasks = read_artworks(source)
@@ -67,7 +69,7 @@ def main() -> None:
         rows,
         tasks,
         folder,
-        PictureEncoder(prepare.size, exact_for, source.jpeg_scale),
+        PictureEncoder(prepare.size, exact_for, "full" if exact_for else source.jpeg_scale),
         card,
         num_processes=prepare.num_processes,
         on_bad_image=source.on_bad_image,

@@ -15,11 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from ..errors import UserError
 from ..tasks import UNKNOWN, Task
 from .exact import exact_mark, exact_pixels
 from .pictures import read_picture
@@ -52,6 +55,7 @@ class PictureTransform:
 
     def __post_init__(self) -> None:
         self._exact_mark = exact_mark(self.image_processor)
+        self._refuse_other_arithmetic()
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         others = {name: values for name, values in rows.items() if name != "image"}
@@ -63,8 +67,25 @@ class PictureTransform:
         if prepared is not None:
             return torch.from_numpy(prepared).permute(2, 0, 1)  # (3, H, W)
         picture = read_picture(image, at_least=self._size_to_decode())
+        return self._resized(picture)
+
+    def _resized(self, picture: Image.Image) -> Tensor:
         resized = self.image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt")
         return resized["pixel_values"][0]  # (3, H, W)
+
+    def _refuse_other_arithmetic(self) -> None:
+        """Resizing first and normalising later must be what the image processor does at once."""
+        picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
+        at_once = self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        pixels = self._resized(picture)
+        if pixels.dtype != torch.uint8 or not torch.allclose(
+            PixelNormalizer(self.image_processor)(pixels[None])[0], at_once.float(), atol=1e-4
+        ):
+            name = type(self.image_processor).__name__
+            raise UserError(
+                f"{name} does more than to resize, crop, rescale and normalise, in this order, so pixels cannot "
+                "travel as bytes: choose another backbone."
+            )
 
     def _size_to_decode(self) -> int | None:
         size: Any = getattr(self.image_processor, "size", None) or {}
@@ -81,9 +102,16 @@ class PixelNormalizer:
 
     def __init__(self, image_processor: BaseImageProcessor):
         processor: Any = image_processor
-        self.factor = processor.rescale_factor if processor.do_rescale else 1.0
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
-        self.mean_std = torch.tensor([list(mean), list(std)])[..., None, None]  # (2, 3, 1, 1)
+        self.factor = float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else 1.0
+        mean, std = (
+            (processor.image_mean, processor.image_std) if getattr(processor, "do_normalize", False) else (0.0, 1.0)
+        )
+        three = torch.zeros(3)
+        self.mean_std = torch.stack([three + torch.tensor(mean), three + torch.tensor(std)])[..., None, None]
+
+    def settings(self) -> list[float]:
+        """The numbers that it works with."""
+        return [self.factor, *self.mean_std.flatten().tolist()]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """From uint8 `(B, 3, H, W)` to float32 of the same shape."""

@@ -17,13 +17,18 @@ from transformers import BaseImageProcessor
 from .sources import DataError
 
 _MARK = b"P6\n# artgraph_vit "
-_GEOMETRY = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size")
+# What does not change the bytes: it comes after them, or says nothing of pixels.
+_AFTER = {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "return_tensors", "data_format"}
+_AFTER |= {"image_processor_type", "processor_class", "_processor_class", "_name_or_path", "device"}
 
 
 def exact_mark(image_processor: BaseImageProcessor) -> bytes:
     """The beginning of the files that are prepared for an image processor; it names how that resizes and crops."""
-    settings = image_processor.to_dict()
-    geometry = json.dumps([settings.get(name) for name in _GEOMETRY], default=dict, sort_keys=True)
+    settings = {
+        name: value for name, value in image_processor.to_dict().items() if name not in _AFTER and value is not None
+    }
+    settings["processor"] = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
+    geometry = json.dumps(settings, default=dict, sort_keys=True)
     return _MARK + hashlib.sha256(geometry.encode()).hexdigest()[:16].encode() + b"\n"
 
 
@@ -46,7 +51,7 @@ def exact_pixels(image: Mapping[str, Any], mark: bytes) -> np.ndarray | None:
     if not data.startswith(mark):
         raise DataError(
             "The pictures were prepared for an image processor that resizes otherwise than this backbone's: prepare "
-            "them with this backbone's, or without --exact."
+            "them anew with --exact_for and this backbone, or without."
         )
     size, _, pixels = data[len(mark) :].split(b"\n", 2)
     width, height = map(int, size.split())

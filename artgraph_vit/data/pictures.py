@@ -52,8 +52,15 @@ TURNS = {
 }
 
 
+DEADLY = "the process that decodes it dies"
+
+
 class BadPictureError(ValueError):
-    """The bytes are no picture that can be decoded whole, or decoding them would take too much."""
+    """The bytes are no picture that can be decoded whole, or decoding them would take too much; `reason` says why."""
+
+    def __init__(self, path: str | None, reason: str):
+        super().__init__(f"{path or 'embedded picture'}: {reason}")
+        self.reason = reason
 
 
 def read_picture(image: Mapping[str, Any], at_least: int | None = None) -> Image.Image:
@@ -82,7 +89,7 @@ def read_picture(image: Mapping[str, Any], at_least: int | None = None) -> Image
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"not a picture in one of the formats {', '.join(BYTES_PER_PIXEL)}"
-        raise BadPictureError(f"{image.get('path') or 'embedded picture'}: {reason}") from error
+        raise BadPictureError(image.get("path"), reason) from error
 
 
 def _read_file(path: str | None) -> bytes:
@@ -191,14 +198,14 @@ def find_bad_pictures(rows: Dataset, num_processes: int | None = None, progress:
 
     Args:
         rows (`Dataset`): with an undecoded column `image`.
-        num_processes (`int`, *optional*, defaults to the number of cores).
+        num_processes (`int`, *optional*): by default one a core, but no more than one for 256 pictures.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
 
     Returns:
         The index of each row whose picture cannot be read, and why.
     """
     pictures = rows.select_columns(["image"])
-    num_processes = min(num_processes or os.cpu_count() or 1, max(1, len(rows) // 256))
+    num_processes = num_processes or min(os.cpu_count() or 1, max(1, len(rows) // 256))
     chunks = [(pictures, start, min(start + 64, len(rows))) for start in range(0, len(rows), 64)]
     bad: dict[int, str] = {}
     with tqdm(total=len(rows), desc="Checking pictures", unit="picture", disable=not progress) as bar:
@@ -213,7 +220,7 @@ def find_bad_pictures(rows: Dataset, num_processes: int | None = None, progress:
             singles = [(pictures, row, row + 1) for _, start, stop in at_work for row in range(start, stop)]
             while singles := _check_in_processes(singles, 1, bad, bar):
                 row = singles.pop(0)[1]
-                bad[row] = f"picture {row}: the process that decodes it dies"
+                bad[row] = DEADLY
                 bar.update(1)
     return dict(sorted(bad.items()))
 

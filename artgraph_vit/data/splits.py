@@ -85,7 +85,11 @@ def _assign(names: Sequence[str], strata: Sequence, shares: dict[str, float], se
 
 
 def _refuse_overlap(names: Sequence[str], splits: Sequence[str]) -> None:
-    first: dict[str, str] = {}
-    for name, split in zip(names, splits, strict=True):
-        if first.setdefault(name, split) != split:
-            raise DataError(f"The artwork {name!r} is in two splits, {first[name]!r} and {split!r}: keep it in one.")
+    first: dict[str, tuple[str, int]] = {}
+    for row, (name, split) in enumerate(zip(names, splits, strict=True)):
+        other, other_row = first.setdefault(name, (split, row))
+        if other != split:
+            raise DataError(
+                f"The artwork {name!r} is in two splits, {other!r} and {split!r} (rows {other_row} and {row} of all): "
+                "keep it in one."
+            )

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 import torch
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
+from transformers.utils import logging
 
 from ..tasks import OTHER, Task
 from .sources import DataError
+
+logger = logging.get_logger(__name__)
 
 
 def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100) -> list[Task]:
@@ -39,7 +42,19 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
         counts: Counter[str] = Counter()
         for value in rows[task.name][:]:
             counts.update(value if isinstance(value, list) else [value] if value is not None else [])
+        if not counts:
+            raise DataError(
+                f"No artwork has a known {task.name}, so its labels are not known either: leave {task.name!r} out of "
+                "tasks, or take the labels of a model by labels_from."
+            )
         kept = {label for label, count in counts.items() if task.rare == "keep" or count >= min_count}
+        joined = sorted(label for label in kept if task.is_multi_label and any(mark in label for mark in ",;|"))
+        if joined:
+            logger.warning(
+                "%d labels of %s hold a comma, a semicolon or a bar, such as %r: if they are several, pass "
+                "label_separator.",
+                *(len(joined), task.name, joined[0]),
+            )
         if task.rare == "other" and len(kept) < len(counts):
             kept.add(OTHER)
         if len(kept) < (1 if task.is_multi_label else 2):

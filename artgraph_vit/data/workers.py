@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from typing import Any
 
@@ -17,4 +18,5 @@ def end_with_parent(*_: Any) -> None:
             parent.join()
             os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and the worker ends with it
     threading.Thread(target=wait, daemon=True).start()

@@ -79,7 +79,7 @@ def write_dataset_card(
         summaries=summaries,
         pictures={split: len(part) for split, part in parts.items()},
         report=report,
-        folder=folder.name,
+        folder=folder.resolve().name,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 

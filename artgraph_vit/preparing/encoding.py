@@ -19,7 +19,7 @@ from ..data.batches import PictureTransform, size_to_decode
 from ..data.exact import encode_exact, exact_mark
 from ..data.pictures import BadPictureError, read_picture
 
-THUMBNAIL = (17, 16)  # width, height: 16 differences a line for 16 lines (duplicates.py)
+THUMBNAIL = (17, 16)  # width, height: 16 steps a line for 16 lines (duplicates.py)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PictureEncoder:
                 return self._encoded(encode_exact(pixels, exact_mark(self.exact_for)), Image.fromarray(pixels))
             picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
         except BadPictureError as error:
-            return EncodedPicture(problem=str(error))
+            return EncodedPicture(problem=error.reason)
         shorter = min(picture.size)
         if shorter > self.size:
             width, height = (max(1, round(side * self.size / shorter)) for side in picture.size)

@@ -6,18 +6,21 @@ same plan, which is all that the bytes depend on, and the files are the same byt
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.sources.prepared import write_vocabulary
+from ..data.sources.prepared import UNFINISHED, write_vocabulary
 from ..errors import UserError
 from ..tasks import Task
 from .dataset_card import DatasetCardOptions, write_dataset_card
@@ -28,7 +31,7 @@ from .shards import plan_shards, write_shards, written_whole
 logger = logging.get_logger(__name__)
 
 REPORT = "report.json"
-UNFINISHED = ".unfinished"
+_WRITERS = ("datasets", "Pillow", "pyarrow", "transformers")  # other versions may write other bytes
 
 
 def prepare_dataset(
@@ -60,29 +63,109 @@ def prepare_dataset(
         The report.
 
     Raises:
-        UserError: if the folder holds something else, or cannot be written.
+        UserError: if the folder holds something else, or cannot be written, or a split has no picture.
     """
+    _refuse_missing_split(rows["split"][:], "has no artwork")
     plan = _plan(rows, tasks, encoder, shard_rows)
-    work = folder / UNFINISHED
-    if (folder / REPORT).is_file() and not work.exists():
-        report = _read_report(folder)
-        if report.get("plan") != plan:
-            raise UserError(f"{folder} holds another prepared dataset: choose another folder, or delete it.")
-        logger.warning("%s is prepared already.", folder)
-        return report
-    _begin(folder, work, plan)
-    outcomes = write_shards(
-        plan_shards(rows, shard_rows), encoder, folder / "data", work, num_processes, on_bad_image, progress
-    )
-    good = [outcome for outcome in outcomes if "problem" not in outcome]
-    _refuse_empty_split(good)
-    report = {"plan": plan, **_report(outcomes, good, progress)}
-    write_vocabulary(folder, tasks)
-    write_dataset_card(folder, rows, tasks, report, card)
+    with _alone(folder), _named(folder):
+        report = _finished(folder)
+        if report is None:
+            work = _begin(folder, plan)
+            outcomes = write_shards(
+                plan_shards(rows, shard_rows), encoder, folder / "data", work, num_processes, on_bad_image, progress
+            )
+            good = [outcome for outcome in outcomes if "problem" not in outcome]
+            _refuse_missing_split([outcome["split"] for outcome in good], "has no picture that can be read")
+            report = {"plan": plan, **_report(outcomes, good, progress)}
+            write_vocabulary(folder, tasks)
+        elif report.get("plan") != plan:
+            raise UserError(
+                f"{folder} holds a dataset that was prepared from other data or with other options: choose another "
+                "folder, or delete it."
+            )
+        else:
+            logger.warning("%s is prepared already; its card is written anew.", folder)
+        write_dataset_card(folder, rows, tasks, report, card)
+        _finish(folder, report)
+    return report
+
+
+# ---- going on, and being done ----
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
+            "start again; what was written stays."
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of two runs in one folder the second is refused; the lock goes with the process."""
+    lock = folder.resolve().parent / f".{folder.resolve().name}.lock"
+    with _named(folder):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"Another run is preparing {folder}: wait for it, or choose another folder.") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The report of a dataset that is whole, whatever its run left to tidy up."""
+    path = folder / REPORT
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): choose another folder.") from error
+
+
+def _begin(folder: Path, plan: str) -> Path:
+    """The work folder, which holds the plan as long as there is no report."""
+    work, beginning = folder / UNFINISHED, folder / f"{UNFINISHED}.part"
+    plan = "\n".join([plan, *(f"{name} {version(name)}" for name in _WRITERS)])
+    folder.mkdir(parents=True, exist_ok=True)
+    if beginning.exists():
+        shutil.rmtree(beginning)  # its run was stopped before it began
+    if work.is_dir():
+        if (work / "plan").read_text() != plan:
+            raise UserError(
+                f"{folder} was begun from other data, with other options or with other versions of the libraries: "
+                "choose another folder, or delete it."
+            )
+        return work
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no dataset that was begun here: choose another folder.")
+    beginning.mkdir()
+    with written_whole(beginning / "plan") as part:
+        part.write_text(plan)
+    beginning.rename(work)
+    return work
+
+
+def _finish(folder: Path, report: dict[str, Any]) -> None:
+    """The report comes last: where it is, all is. The work folder goes then, in one step before its files do."""
     with written_whole(folder / REPORT) as part:
         part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(work)
-    return report
+    work, done = folder / UNFINISHED, folder / f"{UNFINISHED}.done"
+    if done.exists():
+        shutil.rmtree(done)
+    if work.exists():
+        work.rename(done)
+        shutil.rmtree(done)
 
 
 def _plan(rows: Dataset, tasks: Sequence[Task], encoder: PictureEncoder, shard_rows: int) -> str:
@@ -101,25 +184,6 @@ def _plan(rows: Dataset, tasks: Sequence[Task], encoder: PictureEncoder, shard_r
     return digest.hexdigest()
 
 
-def _begin(folder: Path, work: Path, plan: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if work.is_dir():
-            if (work / "plan").read_text() != plan:
-                raise UserError(
-                    f"{folder} was begun from other data or with other options: choose another folder, or delete it."
-                )
-        elif any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and no dataset that was begun here: choose another folder.")
-        else:
-            part = folder / f"{UNFINISHED}.part"
-            part.mkdir()
-            (part / "plan").write_text(plan)
-            part.rename(work)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from error
-
-
 def _report(outcomes: list[dict], good: list[dict], progress: bool) -> dict[str, Any]:
     names, splits, digests = ([outcome[key] for outcome in good] for key in ("name", "split", "digest"))
     thumbnails = [bytes.fromhex(outcome["thumbnail"]) for outcome in good]
@@ -131,18 +195,11 @@ def _report(outcomes: list[dict], good: list[dict], progress: bool) -> dict[str,
             if "problem" in outcome
         ],
         "duplicates": exact_duplicates(names, splits, digests),
-        "near_duplicates_across_splits": near_duplicates(names, splits, thumbnails, progress),
+        "near_duplicates_across_splits": near_duplicates(names, splits, digests, thumbnails, progress),
     }
 
 
-def _refuse_empty_split(good: list[dict]) -> None:
+def _refuse_missing_split(splits: Sequence[str], what: str) -> None:
     for split in ("train", "validation", "test"):
-        if not any(outcome["split"] == split for outcome in good):
-            raise UserError(f"No picture of the split {split!r} can be read, so there is nothing to prepare.")
-
-
-def _read_report(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / REPORT} is not valid JSON ({error}): choose another folder.") from error
+        if split not in splits:
+            raise UserError(f"The split {split!r} {what}: give it some, or leave all splits out to have them made.")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import UserError
 from ..reporting.push import HUB_ERRORS
 
-PUBLISHED = ["data/*.parquet", "figures/*.png", "vocabulary.json", "report.json", "README.md"]
+PUBLISHED = ("data/*.parquet", "figures/*.png", "vocabulary.json", "report.json")
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
     """Uploads the folder that [`prepare_dataset`] wrote, its card with the repository's name; what is there already is
-    not sent again.
+    not sent again, and shards of an earlier preparation are taken away.
 
     Args:
         folder (`Path`).
@@ -28,22 +29,23 @@ def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token:
     Raises:
         UserError: if the Hub refuses or cannot be reached.
     """
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8").replace(f'load_dataset("{folder.name}"', f'load_dataset("{repo_id}"')
-    card.write_text(text, encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=folder,
-            allow_patterns=PUBLISHED,
-            commit_message="Upload artworks prepared for training",
+        files = sorted(path for pattern in PUBLISHED for path in folder.glob(pattern))
+        changes: list[Any] = [CommitOperationAdd(str(path.relative_to(folder)), path) for path in files]
+        changes.append(CommitOperationAdd("README.md", card.encode()))
+        new = {change.path_in_repo for change in changes}
+        there = [name for name in api.list_repo_files(repo_id, repo_type="dataset") if name.startswith("data/")]
+        changes += [CommitOperationDelete(name) for name in there if name not in new]  # an earlier preparation's
+        commit = api.create_commit(
+            repo_id, changes, repo_type="dataset", commit_message="Upload artworks prepared for training"
         )
     except HUB_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{folder} could not be pushed to {repo_id}: {reason}. When that is mended, start again."
+            f"{folder} could not be pushed to {repo_id}: {reason.rstrip('.')}. When that is mended, start again."
         ) from error
     return commit.commit_url

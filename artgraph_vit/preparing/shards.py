@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from datasets import Dataset, Features, Image, concatenate_datasets
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.pictures import DEADLY, find_bad_pictures
 from ..data.workers import end_with_parent
 from ..errors import UserError
 from .encoding import EncodedPicture, PictureEncoder
@@ -101,16 +102,19 @@ def _record(work: Path, shard: Shard) -> Path:
 
 
 class _Encoding(torch.utils.data.Dataset):
-    """Encoded pictures of rows."""
+    """Encoded pictures of rows, but of those known to end the process that decodes them."""
 
-    def __init__(self, pictures: Dataset, encoder: PictureEncoder):
+    def __init__(self, pictures: Dataset, encoder: PictureEncoder, deadly: Mapping[int, str]):
         self.pictures = pictures
         self.encoder = encoder
+        self.deadly = deadly
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> EncodedPicture:
+        if index in self.deadly:
+            return EncodedPicture(problem=self.deadly[index])
         return self.encoder(self.pictures[index]["image"])
 
 
@@ -121,8 +125,24 @@ def _encoded(shards: Sequence[Shard], encoder: PictureEncoder, num_processes: in
     rows = concatenate_datasets([shard.rows.select_columns(["image"]) for shard in shards])
     # Processes take seconds to start, so few pictures get one, and that one is this.
     num_processes = num_processes or min(os.cpu_count() or 1, max(1, len(rows) // 256))
-    loader = DataLoader(
-        _Encoding(rows, encoder),  # type: ignore[arg-type]
+    done = 0
+    deadly: dict[int, str] = {}
+    while done < len(rows):
+        try:
+            for chunk in _loader(rows.select(range(done, len(rows))), encoder, num_processes, deadly):
+                yield from chunk
+                done += len(chunk)
+        except RuntimeError:  # a worker died, at one of the pictures next in turn
+            near = rows.select(range(done, min(done + 8 * CHUNK * num_processes, len(rows))))
+            found = find_bad_pictures(near, num_processes=2, progress=False)
+            deadly = {row: reason for row, reason in found.items() if reason == DEADLY}
+            if not deadly:
+                raise
+
+
+def _loader(rows: Dataset, encoder: PictureEncoder, num_processes: int, deadly: Mapping[int, str]) -> DataLoader:
+    return DataLoader(
+        _Encoding(rows, encoder, deadly),  # type: ignore[arg-type]
         batch_size=CHUNK if num_processes > 1 else 1,
         collate_fn=list,
         num_workers=num_processes if num_processes > 1 else 0,
@@ -131,8 +151,6 @@ def _encoded(shards: Sequence[Shard], encoder: PictureEncoder, num_processes: in
         multiprocessing_context="spawn" if num_processes > 1 else None,
         prefetch_factor=4 if num_processes > 1 else None,
     )
-    for chunk in loader:
-        yield from chunk
 
 
 def _write_shard(
@@ -158,6 +176,8 @@ def _write_shard(
                 f"The picture {name!r} cannot be read ({encoded.problem}): mend it, or pass on_bad_image=skip to "
                 "leave such pictures out."
             )
+    if len(outcomes) != len(shard.rows):
+        raise RuntimeError(f"{len(outcomes)} pictures came of {len(shard.rows)}; this is a mistake in artgraph_vit.")
     labels = shard.rows.select(kept).remove_columns("image")
     features = Features({"image": Image(), **labels.features})
     with written_whole(_path(folder, shard)) as part:

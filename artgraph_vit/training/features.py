@@ -153,7 +153,9 @@ def _digest_of_backbone(trainer: ArtGraphTrainer, transform: PictureTransform) -
     model: ArtGraphViTForImageClassification = trainer.model
     backbone_config: Any = model.config.backbone_config
     digest = hashlib.sha256()
-    processor = [transform.image_processor.to_json_string(), transform.jpeg_scale]
+    normalizer = trainer._pixel_normalizer
+    after = normalizer.settings() if normalizer is not None else None  # of the trainer's own image processor
+    processor = [transform.image_processor.to_json_string(), transform.jpeg_scale, after]
     precision = [trainer.args.mixed_precision, model.config.pooling, torch.__version__]
     digest.update(json.dumps([backbone_config.to_dict(), processor, precision], default=str).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):

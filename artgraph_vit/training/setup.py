@@ -58,6 +58,10 @@ def load_splits(
     Raises:
         DataError: says what is wrong in the data, and where.
     """
+    if Path(data.source).expanduser().resolve() == Path(str(args.output_dir)).resolve():
+        raise UserError(
+            f"output_dir is the source itself, {data.source!r}: choose another folder for what a run leaves."
+        )
     if data.streaming:
         source = StreamedSource(data.source, tasks or data.tasks, data.dataset_revision)
         return source.labels(), source.tasks
@@ -84,7 +88,9 @@ def load_pictures(
     if data.streaming:
         source = StreamedSource(data.source, tasks, data.dataset_revision)
         return source.pictures(PictureTransform(image_processor, data.jpeg_scale), splits)
-    return {split: with_pixels(rows, image_processor, data.jpeg_scale) for split, rows in splits.items()}
+    pictures = {split: with_pixels(rows, image_processor, data.jpeg_scale) for split, rows in splits.items()}
+    pictures["train"][0]  # pictures that were prepared for another image processor are noticed before long work
+    return pictures
 
 
 def load_image_processor(model: ModelArguments) -> BaseImageProcessor:

@@ -348,7 +348,7 @@ def test_a_picture_that_kills_its_process_is_found_and_all_others_are_checked(mo
     images = {str(row): {"bytes": bad[row], "path": f"{row}.png"} if row in bad else good for row in range(768)}
     found = find_bad_pictures(rows_of(images).with_transform(kill_at_mark), num_processes=2, progress=False)
     assert list(found) == list(bad)
-    assert found[70] == "picture 70: the process that decodes it dies"
+    assert found[70] == "the process that decodes it dies"
     assert found[600].startswith("600.png: not a picture")
 
 

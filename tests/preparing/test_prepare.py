@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from transformers import ViTImageProcessor
 
 from artgraph_vit.data import DataError, PictureTransform
 from artgraph_vit.data.arguments import DataArguments, read_artworks
+from artgraph_vit.data.pictures import DEADLY
 from artgraph_vit.errors import UserError
-from artgraph_vit.preparing import prepare_dataset
+from artgraph_vit.preparing import prepare_dataset, shards
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
 from artgraph_vit.preparing.encoding import PictureEncoder
 from artgraph_vit.preparing.shards import plan_shards
@@ -115,7 +117,8 @@ def test_the_report_names_what_was_left_out_and_what_is_there_again(source, tmp_
         "ärtist_05_train.jpg": "train",
         "ärtist_22_train.jpg": "validation",
     }
-    assert "ärtist_05_train.jpg" in left_out["ärtist_05_train.jpg"][1]
+    assert "Truncated" in left_out["ärtist_05_train.jpg"][1]
+    assert str(tmp_path) not in json.dumps(report)  # it is published
     (group,) = report["duplicates"]
     assert {entry["name"] for entry in group} == {"ärtist_06_train.jpg", "ärtist_07_train.jpg"}
     (pair,) = report["near_duplicates_across_splits"]
@@ -170,20 +173,108 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(source, tmp
     assert len(encoded) == COUNT - whole  # what was whole is not done again
 
 
+def stopping(monkeypatch, number: int) -> list:
+    """From now on the number-th file that gets its name, or folder that goes, is the last: the power is cut there."""
+    calls: list = []
+
+    def watched(function):
+        def call(*args, **options):
+            calls.append(args)
+            if len(calls) == number:
+                if function is shutil.rmtree:  # in the middle of it
+                    next(path for path in Path(args[0]).iterdir()).unlink()
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "replace", watched(os.replace))
+    monkeypatch.setattr(Path, "rename", watched(Path.rename))
+    monkeypatch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    return calls
+
+
+def test_a_run_that_was_stopped_at_any_file_ends_with_the_same_bytes(source, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls = stopping(patch, 0)
+        prepare(source, tmp_path / "whole" / "out")
+        assert len(calls) > 12
+    for number in range(1, len(calls) + 1):
+        folder = tmp_path / str(number) / "out"
+        with monkeypatch.context() as patch:
+            stopping(patch, number)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(source, folder)
+        if not (folder / "report.json").exists() and (folder / "data").exists():
+            with pytest.raises(DataError, match="is not prepared to its end"):
+                read_artworks(DataArguments(str(folder)))
+        prepare(source, folder)
+        assert tree(folder) == tree(tmp_path / "whole" / "out"), number
+        assert not [path for path in folder.parent.iterdir() if path != folder]
+
+
+def test_two_runs_in_one_folder_are_not_let(source, tmp_path):
+    errors = []
+
+    class SecondRun(PictureEncoder):
+        def __call__(self, image):
+            if not errors:
+                with pytest.raises(UserError, match="Another run is preparing") as error:
+                    prepare(source, tmp_path / "out")
+                errors.append(error)
+            return super().__call__(image)
+
+    prepare(source, tmp_path / "out", SecondRun(size=48))
+    assert errors
+
+
+class Deadly(PictureEncoder):
+    """A decoder that crashes at one picture, as one in C may."""
+
+    def __call__(self, image):
+        if "_11_" in image["path"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(image)
+
+
+def test_a_picture_that_kills_its_decoder_is_left_out(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        shards,
+        "find_bad_pictures",
+        lambda rows, **options: {
+            index: DEADLY for index, image in enumerate(rows["image"][:]) if "_11_" in image["path"]
+        },
+    )
+    rows, tasks = read_artworks(DataArguments(str(source), min_count=4))
+    card = DatasetCardOptions()
+    report = prepare_dataset(rows, tasks, tmp_path / "out", Deadly(48), card, num_processes=2, progress=False)
+    reasons = {entry["name"]: entry["reason"] for entry in report["left_out"]}
+    assert reasons["ärtist_11_train.jpg"] == "the process that decodes it dies"
+    assert len(reasons) == 3
+
+
+def test_a_card_with_other_options_is_written_anew(source, tmp_path):
+    prepare(source, tmp_path / "out")
+    rows, tasks = read_artworks(DataArguments(str(source), min_count=4))
+    named = DatasetCardOptions(dataset_name="Thirty paintings", data_license="cc0-1.0")
+    prepare_dataset(rows, tasks, tmp_path / "out", PictureEncoder(48), named, progress=False, shard_rows=7)
+    assert "# Thirty paintings" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_run_does_not_go_on_with_other_pictures(source, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         prepare(source, tmp_path / "out", on_bad_image="stop")
     shapes(22).save(source / "images" / "ärtist_22_train.jpg")
-    with pytest.raises(UserError, match="was begun from other data or with other options"):
+    with pytest.raises(UserError, match="was begun from other data, with other options"):
         prepare(source, tmp_path / "out")
 
 
 def test_a_finished_folder_is_left_alone_and_another_one_refused(source, tmp_path):
     prepare(source, tmp_path / "out")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    before = tree(tmp_path / "out")
     assert prepare(source, tmp_path / "out")["artworks"] == 28
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    with pytest.raises(UserError, match="holds another prepared dataset"):
+    assert tree(tmp_path / "out") == before
+    with pytest.raises(UserError, match="was prepared from other data or with other options"):
         prepare(source, tmp_path / "out", PictureEncoder(size=32))
     with pytest.raises(UserError, match="is not empty and no dataset"):
         prepare(source, source)
@@ -192,7 +283,7 @@ def test_a_finished_folder_is_left_alone_and_another_one_refused(source, tmp_pat
 def test_a_split_of_which_no_picture_can_be_read_is_refused(source, tmp_path):
     for path in (source / "images").glob("ärtist_2[0-4]*"):
         path.write_text("no picture")
-    with pytest.raises(UserError, match="No picture of the split 'validation' can be read"):
+    with pytest.raises(UserError, match="The split 'validation' has no picture that can be read"):
         prepare(source, tmp_path / "out")
 
 
@@ -320,8 +411,12 @@ def test_a_pushed_dataset_is_read_from_the_hub_with_its_vocabulary(source, tmp_p
         push = ("--push_to_hub", "tester/artworks", "--private", "true", "--data_license", "cc0-1.0")
         for _ in range(2):
             finish(start(source, tmp_path / "out", tmp_path / "cache", *push, environment=hub))
+            earlier = server.repos["datasets", "tester/artworks"].find("main").files
+            earlier["data/train-00000-of-00009.parquet"] = b"of an earlier preparation"
+        finish(start(source, tmp_path / "out", tmp_path / "cache", *push, environment=hub))
         assert server.repos["datasets", "tester/artworks"].private
         files = server.files("datasets", "tester/artworks", "main")
+        assert len([name for name in files if name.startswith("data/")]) == 3
         code = (
             "from artgraph_vit.data.arguments import DataArguments, read_artworks\n"
             "rows, tasks = read_artworks(DataArguments('tester/artworks', min_count=10_000))\n"

@@ -83,11 +83,11 @@ def read_datasets(
     rows = concatenate_datasets(raw_parts)
     if not len(rows):
         raise DataError("The dataset has no rows: read one that has.")
+    roots = None if picture_folders is None else [folder.resolve() for folder in picture_folders]
+    names = _picture_names(rows, roots)
     if "name" in rows.column_names:
         return rows, chosen
-    roots = None if picture_folders is None else [folder.resolve() for folder in picture_folders]
-    names = Dataset.from_dict({"name": _picture_names(rows, roots)})
-    return concatenate_datasets([rows, names], axis=1), chosen
+    return concatenate_datasets([rows, Dataset.from_dict({"name": names})], axis=1), chosen
 
 
 def _refuse_no_pictures(part: Dataset, image_column: str, where: str) -> None:

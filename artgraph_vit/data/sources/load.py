@@ -16,6 +16,7 @@ from .hub import read_datasets
 from .loaded import read_with_load_dataset
 from .neo4j_graph import is_neo4j, read_neo4j
 from .picture_folder import metadata_files, read_picture_folder
+from .prepared import UNFINISHED
 from .rows import DataError, ReadingOptions
 
 
@@ -100,6 +101,8 @@ def load_artworks(
             f"image_folder belongs to the sources of ArtGraph and ArtSeek, and {str(source)!r} is neither."
         )
     if is_folder:
+        if (folder / UNFINISHED).exists():
+            raise DataError(f"{folder} is not prepared to its end: start scripts/prepare.py again, which goes on.")
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             try:
                 dataset = load_from_disk(str(folder))

@@ -27,6 +27,8 @@ from .rows import DataError, ReadingOptions
 logger = logging.get_logger(__name__)
 
 VOCABULARY = "vocabulary.json"
+UNFINISHED = ".unfinished"  # a folder that is there while scripts/prepare.py is at work
+_MAKER = "artgraph_vit"  # others have files called vocabulary.json too
 
 
 def with_kept_vocabulary(options: ReadingOptions, name: str, revision: str | None) -> ReadingOptions:
@@ -50,14 +52,12 @@ def with_kept_vocabulary(options: ReadingOptions, name: str, revision: str | Non
 def is_prepared(source: str, revision: str | None = None) -> bool:
     """Whether a source is a prepared dataset, whose pictures have been checked."""
     folder = Path(source).expanduser()
-    if folder.is_dir() or "://" in source:
-        return (folder / VOCABULARY).is_file()
-    return _downloaded(source, revision) is not None
+    return "://" not in source and _kept_vocabulary(str(folder) if folder.is_dir() else source, revision) is not None
 
 
 def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:
-    text = json.dumps({"tasks": [task.to_dict() for task in tasks]}, indent=1, ensure_ascii=False)
-    (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
+    content = {"made_by": _MAKER, "tasks": [task.to_dict() for task in tasks]}
+    (folder / VOCABULARY).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _kept_vocabulary(name: str, revision: str | None) -> list[Task] | None:
@@ -65,6 +65,8 @@ def _kept_vocabulary(name: str, revision: str | None) -> list[Task] | None:
     if path is None or not path.is_file():
         return None
     content = json_value(read_text(path), str(path))
+    if not isinstance(content, dict) or content.get("made_by") != _MAKER:
+        return None
     try:
         return [Task.from_dict(task) for task in content["tasks"]]
     except (ValueError, KeyError, TypeError) as error:

@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from datasets import Dataset, Features, Image, List, Value
+from transformers.utils import logging
 
 from ...errors import UserError
 from ...tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
+
+logger = logging.get_logger(__name__)
 
 OWN_COLUMNS = ("image", "name", "split", "stratum", "pixels")
 DEFAULT_STRATUM = "genre"
@@ -137,6 +140,11 @@ def choose_tasks(
         else:
             continue
         chosen.append(given if isinstance(given, Task) else _task(name, found, options))
+    lacking = [name for name in wanted if name not in {task.name for task in chosen}]
+    if chosen and lacking:
+        others = sorted(set(columns) - set(OWN_COLUMNS) - {options.column_of(task) for task in chosen})
+        unused = f", and the columns {', '.join(others)} are not read" if others else ""
+        logger.warning("%s has no %s%s: name what is called otherwise by columns.", where, ", ".join(lacking), unused)
     if not chosen:
         raise DataError(
             f"{where} has none of the columns {', '.join(defaults)}; name its label columns by tasks or columns."

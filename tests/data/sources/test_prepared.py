@@ -8,7 +8,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from artgraph_vit.data import DataError, build_vocabulary, load_artworks
-from artgraph_vit.data.sources.prepared import VOCABULARY, write_vocabulary
+from artgraph_vit.data.sources.prepared import VOCABULARY, is_prepared, write_vocabulary
 from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 
 ARTIST = Task("artist", SINGLE_LABEL, ("ada", "other", "zoë"), rare="other")
@@ -56,13 +56,12 @@ def test_a_folder_without_vocabulary_has_its_labels_counted(tmp_path):
     [
         "",
         "{",
-        "[]",
-        "null",
-        "{}",
-        '{"tasks": 3}',
-        '{"tasks": ["artist"]}',
-        '{"tasks": [{"name": "artist"}]}',
-        '{"tasks": [{"name": "a", "problem_type": "single_label_classification", "labels": ["x", "x"]}]}',
+        '{"made_by": "artgraph_vit"}',
+        '{"made_by": "artgraph_vit", "tasks": 3}',
+        '{"made_by": "artgraph_vit", "tasks": ["artist"]}',
+        '{"made_by": "artgraph_vit", "tasks": [{"name": "artist"}]}',
+        '{"made_by": "artgraph_vit", "tasks": '
+        '[{"name": "a", "problem_type": "single_label_classification", "labels": ["x", "x"]}]}',
         "[" * 99_999,
     ],
 )
@@ -72,6 +71,30 @@ def test_a_damaged_vocabulary(tmp_path, text):
     with pytest.raises(DataError, match=VOCABULARY) as error:
         load_artworks(folder)
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '["a", "b"]', '{"tasks": []}'])
+def test_a_vocabulary_of_somebody_else_is_none_of_a_prepared_dataset(tmp_path, text):
+    folder = prepared(tmp_path / "data")
+    (folder / VOCABULARY).write_text(text)
+    _, tasks = load_artworks(folder)
+    assert [task.labels for task in tasks] == [()] * len(tasks)
+    assert not is_prepared(str(folder))
+
+
+def test_a_path_in_a_prepared_dataset_must_stay_in_its_folder(tmp_path):
+    """Also where the rows have names of their own."""
+    folder = prepared(tmp_path / "data")
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    shard = next(folder.rglob("*.parquet"))
+    rows = Dataset.from_parquet(str(shard), cache_dir=str(tmp_path / "cache")).to_dict()
+    count = len(rows["artist"])
+    rows["image"] = [{"bytes": None, "path": str(secret)}] * count
+    rows["name"] = [str(number) for number in range(count)]
+    Dataset.from_dict(rows).cast_column("image", ImageFeature(decode=False)).to_parquet(shard)
+    with pytest.raises(DataError, match="lies outside"):
+        load_artworks(folder)
 
 
 PUSH = """
@@ -104,7 +127,7 @@ results["forgotten"] = [with_kept_vocabulary(ReadingOptions(), "tester/prepared"
 
 def test_a_dataset_of_the_hub_brings_its_vocabulary_also_offline(hub, tmp_path):
     folders = {"prepared": prepared(tmp_path / "a"), "plain": prepared(tmp_path / "b", tasks=None)}
-    second = json.dumps({"tasks": [Task("artist", SINGLE_LABEL, ("ada", "bea")).to_dict()]})
+    second = json.dumps({"made_by": "artgraph_vit", "tasks": [Task("artist", SINGLE_LABEL, ("ada", "bea")).to_dict()]})
     folders = {name: str(path) for name, path in folders.items()}
     online = hub.run(PUSH + LOAD, folders=folders, second=second)
     assert hub.server.unknown_requests == []
