@@ -106,20 +106,17 @@ def _named(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Of two runs in one folder the second is refused; the lock goes with the process."""
-    lock = folder.resolve().parent / f".{folder.resolve().name}.lock"
+    """Of two runs in one folder the second is refused; the lock, on the folder itself, goes with the process."""
     with _named(folder):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"Another run is preparing {folder}: wait for it, or choose another folder.") from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"Another run is preparing {folder}: wait for it, or choose another folder.") from error
+    finally:
+        os.close(lock)
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
@@ -128,16 +125,18 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict):
+            raise ValueError("it holds no object")
+        return report
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): choose another folder.") from error
+        raise UserError(f"{path} is no report of a prepared dataset ({error}): choose another folder.") from error
 
 
 def _begin(folder: Path, plan: str) -> Path:
     """The work folder, which holds the plan as long as there is no report."""
     work, beginning = folder / UNFINISHED, folder / f"{UNFINISHED}.part"
     plan = "\n".join([plan, *(f"{name} {version(name)}" for name in _WRITERS)])
-    folder.mkdir(parents=True, exist_ok=True)
     if beginning.exists():
         shutil.rmtree(beginning)  # its run was stopped before it began
     if work.is_dir():
