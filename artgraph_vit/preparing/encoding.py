@@ -60,6 +60,14 @@ class PictureEncoder:
         return [self.size if mark is None else None, mark, self.jpeg_scale]
 
     @property
+    def description(self) -> str:
+        """What is stored, for the report and the card."""
+        if self.exact_for is None:
+            return f"JPEGs whose shorter side has at most {self.size} pixels"
+        name = type(self.exact_for).__name__
+        return f"the very pixels, uncompressed, of a backbone's {name}; they serve backbones that resize like it alone"
+
+    @property
     def suffix(self) -> str:
         return ".jpg" if self.exact_for is None else ".ppm"
 

@@ -76,7 +76,7 @@ def prepare_dataset(
             )
             good = [outcome for outcome in outcomes if "problem" not in outcome]
             _refuse_missing_split([outcome["split"] for outcome in good], "has no picture that can be read")
-            report = {"plan": plan, **_report(outcomes, good, progress)}
+            report = {"plan": plan, "stored": encoder.description, **_report(outcomes, good, progress)}
             write_vocabulary(folder, tasks)
         elif report.get("plan") != plan:
             raise UserError(

@@ -132,6 +132,7 @@ def test_the_card_has_counts_that_add_up_and_a_histogram_a_task(source, tmp_path
     prepare(source, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| pictures | 19 | 4 | 5 |" in card
+    assert "stored as JPEGs whose shorter side has at most 48 pixels." in card
     assert "2 pictures could not be read and are left out" in card
     for task in ("artist", "style", "genre", "tags", "media"):
         assert f"(figures/{task}.png)" in card
@@ -341,6 +342,8 @@ def test_exact_pixels_are_those_of_the_plain_path_to_the_byte(source, tmp_path):
         picture = Image.open(source / "images" / name).convert("RGB")
         expected = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
         assert (PictureTransform(processor).pixels(row["image"]).numpy() == expected).all()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "stored as the very pixels, uncompressed, of a backbone's ViTImageProcessor" in card
     other = ViTImageProcessor(size={"height": 40, "width": 32})
     with pytest.raises(DataError, match="prepared for an image processor that resizes otherwise"):
         PictureTransform(other).pixels(rows[0]["image"])
