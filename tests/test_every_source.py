@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor
 
-from artgraph_vit.data import DataError
+from artgraph_vit.data import DataError, vocabulary
+from artgraph_vit.data.arguments import DataArguments, read_artworks
+from artgraph_vit.data.sources import rows
 from artgraph_vit.data.synthetic import paint_artgraph
+from artgraph_vit.errors import UserError
 
 from .data.sources.bolt_server import BoltServer
 
@@ -259,3 +262,22 @@ def test_a_prepared_dataset_is_streamed(painted, records, backbone, tmp_path, mo
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-9)
     with pytest.raises(DataError, match="cannot be streamed: vocabulary and splits must be known"):
         train(painted, tmp_path / "raw", backbone, "--streaming", "true")
+
+
+def test_a_run_does_not_write_into_its_source(painted, backbone):
+    with pytest.raises(UserError, match="output_dir is the source itself"):
+        train(painted, painted, backbone)
+
+
+def test_what_is_not_read_is_said(painted, records, tmp_path, monkeypatch):
+    """A column that is misspelt is no task less without a word; nor is a separator that is not the one in use."""
+    said = []
+    for module in (rows, vocabulary):
+        monkeypatch.setattr(module.logger, "warning", lambda text, *values: said.append(text % values))
+    (tmp_path / "images").symlink_to(painted / "images", target_is_directory=True)
+    lines = [["image", "styel", "genre", "tags"]]
+    lines += [[r["image"], r["style"][0], r["genre"][0], ";".join(r["tags"])] for r in records]
+    write_lines(tmp_path / "artgraph_dataset.csv", lines)
+    read_artworks(DataArguments(str(tmp_path), min_count=1))
+    assert any("has no artist, style, media, and the columns styel are not read" in text for text in said)
+    assert any("labels of tags hold a comma, a semicolon or a bar" in text for text in said)

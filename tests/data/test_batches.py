@@ -8,7 +8,13 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    ViTImageProcessor,
+)
 
 from artgraph_vit.data import (
     ArtGraphCollator,
@@ -20,6 +26,7 @@ from artgraph_vit.data import (
     with_pixels,
 )
 from artgraph_vit.data.exact import encode_exact, exact_mark
+from artgraph_vit.errors import UserError
 
 
 def painting(width: int, height: int, **options) -> dict:
@@ -173,3 +180,23 @@ def test_fetched_rows_go_straight_into_a_batch(rows, tasks):
     assert batch["pixel_values"].shape == (2, 3, 8, 8)
     assert batch["labels"]["genre"].tolist() == [-100, 1]
     assert batch["labels"]["tags"].tolist() == [[-100, -100], [1, 0]]
+
+
+def test_prepared_pixels_of_other_settings_have_another_mark():
+    """Also settings that one processor alone has."""
+    marks = [exact_mark(ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=share)) for share in (0.875, 0.5)]
+    marks += [exact_mark(processor) for processor in PROCESSORS]
+    assert len(set(marks)) == 5  # the processors that only normalise otherwise make the same bytes
+    assert exact_mark(ViTImageProcessor(image_mean=[0.1] * 3, rescale_factor=0.5)) == exact_mark(ViTImageProcessor())
+
+
+def test_one_number_for_the_three_colours_is_taken():
+    normalizer = PixelNormalizer(ViTImageProcessor(image_mean=0.25, image_std=0.5))
+    values = normalizer(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8))
+    torch.testing.assert_close(values, torch.full((1, 3, 2, 2), (0.2 - 0.25) / 0.5))
+
+
+def test_an_image_processor_that_does_more_than_normalise_is_refused():
+    """EfficientNet's normalises twice, which nobody could do again on the device."""
+    with pytest.raises(UserError, match=r"EfficientNetImageProcessor.* does more than to resize, crop, rescale"):
+        PictureTransform(EfficientNetImageProcessor())
