@@ -5,6 +5,7 @@ python engine_run.py OUTPUT_DIR PICTURES PROCESSES
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -127,3 +128,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # all is done: threads of gloo that still run abort the end of an interpreter now and then

@@ -4,6 +4,7 @@ python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION ...]
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -110,3 +111,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # all is done: threads of gloo that still run abort the end of an interpreter now and then

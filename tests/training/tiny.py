@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # all is done: threads of gloo that still run abort the end of an interpreter now and then
