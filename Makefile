@@ -16,8 +16,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py configs/demo.yaml
 
-# Beside the environment, for its tests alone: accelerate imports it wherever it finds it, and with it in the
-# environment processes of plain DDP were seen to abort at their end.
+# Beside the environment, for its tests alone: accelerate imports it in every process wherever it finds it.
 $(DEEPSPEED)/installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --target $(DEEPSPEED) --no-deps \
 	  deepspeed einops hjson msgpack ninja py-cpuinfo
