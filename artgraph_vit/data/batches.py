@@ -54,7 +54,7 @@ class PictureTransform:
     jpeg_scale: str = "twice"
 
     def __post_init__(self) -> None:
-        self._exact_mark = exact_mark(self.image_processor)
+        self.exact_mark = exact_mark(self.image_processor)
         self._refuse_other_arithmetic()
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
@@ -63,7 +63,7 @@ class PictureTransform:
 
     def pixels(self, image: Mapping[str, Any]) -> Tensor:
         """One undecoded picture as the model sees it, uint8 `(3, H, W)`."""
-        prepared = exact_pixels(image, self._exact_mark)
+        prepared = exact_pixels(image, self.exact_mark)
         if prepared is not None:
             return torch.from_numpy(prepared).permute(2, 0, 1)  # (3, H, W)
         picture = read_picture(image, at_least=self._size_to_decode())

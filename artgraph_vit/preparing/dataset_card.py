@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..data.splits import divide_by_split
 from ..data.vocabulary import known_row_count, label_counts
 from ..tasks import Task
 
@@ -45,11 +46,7 @@ def write_dataset_card(
     left_out = {(entry["name"], entry["split"]) for entry in report["left_out"]}
     keys = list(zip(rows["name"][:], rows["split"][:], strict=True))
     rows = rows.select([index for index, key in enumerate(keys) if key not in left_out])
-    split_of_row = rows["split"][:]
-    parts = {
-        split: rows.select([index for index, name in enumerate(split_of_row) if name == split])
-        for split in ("train", "validation", "test")
-    }
+    parts = divide_by_split(rows)
     (folder / "figures").mkdir(exist_ok=True)
     summaries = []
     for task in tasks:

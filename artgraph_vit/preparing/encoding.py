@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,11 @@ class PictureEncoder:
         name = type(self.exact_for).__name__
         return f"the very pixels, uncompressed, of a backbone's {name}; they serve backbones that resize like it alone"
 
+    @cached_property
+    def _transform(self) -> PictureTransform:
+        assert self.exact_for is not None
+        return PictureTransform(self.exact_for, self.jpeg_scale)
+
     @property
     def suffix(self) -> str:
         return ".jpg" if self.exact_for is None else ".ppm"
@@ -74,8 +80,8 @@ class PictureEncoder:
     def __call__(self, image: Mapping[str, Any]) -> EncodedPicture:
         try:
             if self.exact_for is not None:
-                pixels = PictureTransform(self.exact_for, self.jpeg_scale).pixels(image).permute(1, 2, 0).numpy()
-                return self._encoded(encode_exact(pixels, exact_mark(self.exact_for)), Image.fromarray(pixels))
+                pixels = self._transform.pixels(image).permute(1, 2, 0).numpy()  # (H, W, 3)
+                return self._encoded(encode_exact(pixels, self._transform.exact_mark), Image.fromarray(pixels))
             picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
         except BadPictureError as error:
             return EncodedPicture(problem=error.reason)

@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..data.sources.prepared import UNFINISHED, write_vocabulary
+from ..data.splits import SHARES
 from ..errors import UserError
 from ..tasks import Task
 from .dataset_card import DatasetCardOptions, write_dataset_card
@@ -199,6 +200,6 @@ def _report(outcomes: list[dict], good: list[dict], progress: bool) -> dict[str,
 
 
 def _refuse_missing_split(splits: Sequence[str], what: str) -> None:
-    for split in ("train", "validation", "test"):
+    for split in SHARES:
         if split not in splits:
             raise UserError(f"The split {split!r} {what}: give it some, or leave all splits out to have them made.")

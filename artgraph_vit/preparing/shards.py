@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.pictures import DEADLY, find_bad_pictures
+from ..data.splits import divide_by_split
 from ..data.workers import end_with_parent
 from ..errors import UserError
 from .encoding import EncodedPicture, PictureEncoder
@@ -44,13 +45,11 @@ class Shard:
 def plan_shards(rows: Dataset, shard_rows: int) -> list[Shard]:
     """The shards of all splits, of at most `shard_rows` rows each, whether or not their pictures can be read."""
     shards = []
-    split_of_row = rows["split"][:]
-    for split in ("train", "validation", "test"):
-        indices = [index for index, name in enumerate(split_of_row) if name == split]
-        starts = range(0, len(indices), shard_rows)
+    for split, part in divide_by_split(rows).items():
+        starts = range(0, len(part), shard_rows)
         for number, start in enumerate(starts):
-            part = rows.select(indices[start : start + shard_rows]).remove_columns("split")
-            shards.append(Shard(split, number, len(starts), part))
+            stretch = part.select(range(start, min(start + shard_rows, len(part))))
+            shards.append(Shard(str(split), number, len(starts), stretch))
     return shards
 
 
