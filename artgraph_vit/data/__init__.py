@@ -1,7 +1,8 @@
 """From a source of artworks to batches: sources -> vocabulary -> splits -> pictures -> batches."""
 
+from ..pictures import read_picture
+from .bad_pictures import find_bad_pictures, leave_out
 from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels
-from .pictures import find_bad_pictures, leave_out, read_picture
 from .sources import DataError, load_artworks
 from .splits import split_artworks
 from .streaming import StreamedArtworks

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
+from ..pictures import read_picture
 from ..tasks import UNKNOWN, Task
 from .exact import exact_mark, exact_pixels
-from .pictures import read_picture
 
 JPEG_SCALES = {"twice": 2, "once": 1, "full": None}
 

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Image, concatenate_datasets
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.pictures import DEADLY, find_bad_pictures
+from ..data.bad_pictures import DEADLY, find_bad_pictures
 from ..data.splits import divide_by_split
 from ..data.workers import end_with_parent
 from ..errors import UserError

@@ -20,7 +20,7 @@ from transformers import ViTImageProcessor
 
 from artgraph_vit.data import DataError, PictureTransform
 from artgraph_vit.data.arguments import DataArguments, read_artworks
-from artgraph_vit.data.pictures import DEADLY
+from artgraph_vit.data.bad_pictures import DEADLY
 from artgraph_vit.errors import UserError
 from artgraph_vit.preparing import prepare_dataset, shards
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions

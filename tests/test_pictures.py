@@ -1,10 +1,6 @@
-"""Pictures of every kind are read as a viewer shows them; those that cannot be read are skipped or stop the run."""
+"""Pictures of every kind are read as a viewer shows them, and what cannot be read is refused by name."""
 
-import io
-import json
-import multiprocessing
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -12,18 +8,16 @@ import zlib
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Value
-from datasets import Image as ImageFeature
 from PIL import Image, ImageFile
 
-from artgraph_vit.data import DataError, find_bad_pictures, leave_out, pictures, read_picture
-from artgraph_vit.data.pictures import MAX_FILE, MAX_METADATA, BadPictureError
+from artgraph_vit.pictures import MAX_FILE, MAX_METADATA, BadPictureError, read_picture
+
+from .made_pictures import bad_pictures_in, encoded, noise, png
 
 
-def encoded(picture: Image.Image, format: str, **options) -> dict:
-    buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
-    return {"bytes": buffer.getvalue(), "path": f"picture.{format.lower()}"}
+@pytest.fixture
+def bad_pictures(tmp_path) -> dict[str, dict]:
+    return bad_pictures_in(tmp_path)
 
 
 def pixels(image: dict) -> np.ndarray:
@@ -130,19 +124,6 @@ def test_a_broken_exif_leaves_the_picture_as_it_is_stored():
 def test_large_pictures_are_converted_in_bands_that_fit_together():
     values = np.arange(1300 * 1000, dtype=np.uint16).reshape(1300, 1000)
     assert (pixels(encoded(Image.fromarray(values), "PNG"))[..., 0] == np.round(values / 257)).all()
-
-
-def noise(size: int = 64) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
-
-
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A black-and-white PNG that says it has this size, and has 20 of its rows."""
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    data = zlib.compress(bytes((width + 7) // 8 + 1) * 20)
-    chunks = ((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
-    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def tiff(width: int, height: int, bits: int, data: bytes, **tags: int) -> bytes:
@@ -254,28 +235,6 @@ def test_settings_of_pillow_stay_the_users():
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-@pytest.fixture
-def bad_pictures(tmp_path) -> dict[str, dict]:
-    truncated = encoded(noise(), "JPEG")
-    truncated["bytes"] = truncated["bytes"][: len(truncated["bytes"]) // 2]
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "text.jpg").write_text("This is no picture.")
-    return {
-        "truncated": {**truncated, "path": "truncated.jpg"},
-        "text": {"bytes": None, "path": str(tmp_path / "text.jpg")},
-        "empty": {"bytes": None, "path": str(tmp_path / "empty.jpg")},
-        "missing": {"bytes": None, "path": str(tmp_path / "missing.jpg")},
-        "folder": {"bytes": None, "path": str(tmp_path / "folder.jpg")},
-        "bomb": {"bytes": png(20_000, 20_000), "path": "bomb.png"},
-    }
-
-
-def rows_of(pictures: dict[str, dict]) -> Dataset:
-    features = Features({"image": ImageFeature(decode=False), "name": Value("string")})
-    return Dataset.from_dict({"image": list(pictures.values()), "name": list(pictures)}, features=features)
-
-
 @pytest.mark.parametrize("name", ["truncated", "text", "empty", "missing", "folder", "bomb"])
 def test_what_cannot_be_decoded_is_refused_by_name(bad_pictures, name):
     image = bad_pictures[name]
@@ -311,66 +270,3 @@ def test_the_bomb_is_refused_for_its_size(bad_pictures):
 def test_empty_embedded_bytes_are_a_bad_picture():
     with pytest.raises(BadPictureError):
         read_picture({"bytes": b"", "path": None})
-
-
-@pytest.fixture
-def mixed_rows(bad_pictures) -> Dataset:
-    good = encoded(noise(8), "PNG")
-    pictures = {"good 0": good}
-    for index, (name, image) in enumerate(bad_pictures.items(), start=1):
-        pictures |= {name: image, f"good {index}": good}
-    return rows_of(pictures)
-
-
-def test_bad_pictures_are_found_at_their_rows(mixed_rows, bad_pictures):
-    bad = find_bad_pictures(mixed_rows, progress=False)
-    assert [mixed_rows[index]["name"] for index in bad] == list(bad_pictures)
-    assert all(reason for reason in bad.values())
-
-
-def test_several_processes_find_the_same_bad_pictures():
-    good, bad = encoded(noise(4), "PNG"), {"bytes": b"text", "path": "bad.png"}
-    rows = rows_of({str(index): bad if index in (0, 63, 64, 517) else good for index in range(518)})
-    assert set(find_bad_pictures(rows, num_processes=2, progress=False)) == {0, 63, 64, 517}
-
-
-def kill_at_mark(rows: dict) -> dict:
-    """A transform that dies as a decoder with a mistake would."""
-    if any(image["bytes"] == b"kills" for image in rows["image"]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rows
-
-
-def test_a_picture_that_kills_its_process_is_found_and_all_others_are_checked(monkeypatch):
-    monkeypatch.setattr(pictures, "get_context", lambda _: multiprocessing.get_context("fork"))  # starts sooner
-    bad = {5: b"text", 70: b"kills", 75: b"kills", 600: b"text", 767: b"kills"}
-    good = encoded(noise(4), "PNG")
-    images = {str(row): {"bytes": bad[row], "path": f"{row}.png"} if row in bad else good for row in range(768)}
-    found = find_bad_pictures(rows_of(images).with_transform(kill_at_mark), num_processes=2, progress=False)
-    assert list(found) == list(bad)
-    assert found[70] == "the process that decodes it dies"
-    assert found[600].startswith("600.png: not a picture")
-
-
-def test_skip_leaves_bad_pictures_out_and_lists_them(mixed_rows, bad_pictures, tmp_path):
-    bad = find_bad_pictures(mixed_rows, progress=False)
-    rows = leave_out(mixed_rows, bad, "skip", tmp_path / "reports" / "bad.json")
-    assert rows["name"][:] == [f"good {index}" for index in range(7)]
-    report = json.loads((tmp_path / "reports" / "bad.json").read_text())
-    assert report["count"] == 6
-    assert [entry["name"] for entry in report["pictures"]] == list(bad_pictures)
-
-
-def test_stop_ends_the_run_with_one_sentence_and_still_lists_them(mixed_rows, tmp_path):
-    bad = find_bad_pictures(mixed_rows, progress=False)
-    with pytest.raises(DataError, match=r"6 of 13 pictures cannot be read, the first is 'truncated'.*=skip"):
-        leave_out(mixed_rows, bad, "stop", tmp_path / "bad.json")
-    assert json.loads((tmp_path / "bad.json").read_text())["count"] == 6
-
-
-@pytest.mark.parametrize("on_bad_image", ["skip", "stop"])
-def test_without_a_bad_picture_all_rows_stay(on_bad_image, tmp_path):
-    rows = rows_of({"a": encoded(noise(4), "PNG"), "b": encoded(noise(4), "GIF")})
-    kept = leave_out(rows, find_bad_pictures(rows, progress=False), on_bad_image, tmp_path / "bad.json")
-    assert kept["name"][:] == ["a", "b"]
-    assert not (tmp_path / "bad.json").exists()
