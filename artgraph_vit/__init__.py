@@ -1,19 +1,27 @@
 """artgraph_vit: artist, style, genre, tags and media of an artwork from one Vision Transformer."""
 
 from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_artgraph_vit import ArtGraphViTConfig
 from .modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
+from .museum_label import describe
+from .pipeline_artgraph_vit import PIPELINE_TASK, ArtGraphPipeline
 from .tasks import ARTGRAPH_TASKS, Task
 
 __version__ = "0.1.0"
 __all__ = [
     "ARTGRAPH_TASKS",
+    "ArtGraphPipeline",
     "ArtGraphViTConfig",
     "ArtGraphViTForImageClassification",
     "ArtGraphViTOutput",
     "Task",
+    "describe",
 ]
 
 AutoConfig.register(ArtGraphViTConfig.model_type, ArtGraphViTConfig)
 AutoModelForImageClassification.register(ArtGraphViTConfig, ArtGraphViTForImageClassification)
+PIPELINE_REGISTRY.register_pipeline(
+    PIPELINE_TASK, pipeline_class=ArtGraphPipeline, pt_model=AutoModelForImageClassification, type="image"
+)

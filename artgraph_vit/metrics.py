@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .modeling_artgraph_vit import predicted_labels
+from .decisions import THRESHOLD, predicted_labels
 from .tasks import UNKNOWN, Task
 
 
@@ -46,7 +46,7 @@ class MultiTaskMetrics:
             labels (`dict[str, Tensor]`): int64 `(B,)` or float `(B, C)`, -100 where unknown.
         """
         for task in self.tasks:
-            predicted = predicted_labels(logits[task.name], task, self.thresholds.get(task.name, 0.5))  # (B, C)
+            predicted = predicted_labels(logits[task.name], task, self.thresholds.get(task.name, THRESHOLD))  # (B, C)
             self.update_predictions(task, predicted, labels[task.name])
 
     def update_predictions(self, task: Task, predicted: Tensor, labels: Tensor) -> None:

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from .backbones import default_pooling, refuse_unsuitable, without_pooler
 from .configuration_artgraph_vit import ArtGraphViTConfig
+from .decisions import THRESHOLD, predicted_labels
 from .losses import (
     join_task_losses,
     known_rows,
@@ -172,11 +173,15 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         return (model, loading_info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, but the tensors keep the names they have in memory.
+        """As in transformers, but the tensors keep the names they have in memory, and the pipeline is saved too.
 
         Older releases named some backbones' tensors otherwise; files under those names are not what
         `Trainer` expects when it reads a checkpoint back (`from_pretrained` reads both).
         """
+        # Here, since it imports this file. What this file imports anywhere is copied beside the weights.
+        from .pipeline_artgraph_vit import TRAVELLING_PIPELINE
+
+        self.config.custom_pipelines = {name: dict(about) for name, about in TRAVELLING_PIPELINE.items()}
         kwargs.setdefault("save_original_format", False)
         return super().save_pretrained(save_directory, **kwargs)
 
@@ -320,7 +325,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         rows: list[dict[str, list[str]]] = [{} for _ in range(len(next(iter(logits.values()))))]
         for task in self.config.tasks:
             scores = logits[task.name]
-            is_predicted = predicted_labels(scores, task, self.config.thresholds.get(task.name, 0.5))
+            is_predicted = predicted_labels(scores, task, self.config.thresholds.get(task.name, THRESHOLD))
             for row, order, chosen in zip(rows, scores.argsort(-1, descending=True), is_predicted, strict=True):
                 row[task.name] = [task.labels[label] for label in order.tolist() if chosen[label]]
         return rows
@@ -356,25 +361,6 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             init.zeros_(self.log_variances)
         else:
             super()._init_weights(module)
-
-
-def predicted_labels(logits: Tensor, task: Task, threshold: float | Sequence[float] = 0.5) -> Tensor:
-    """Which labels a task predicts.
-
-    Args:
-        logits (`FloatTensor` of shape `(B, C)`).
-        task (`Task`).
-        threshold (`float` or `Sequence[float]`, *optional*, defaults to 0.5): of a multi-label task; a label is
-            predicted if its probability is above it.
-
-    Returns:
-        `BoolTensor` of shape `(B, C)`, one true entry a row for a single-label task.
-    """
-    if not task.is_multi_label:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
-    thresholds = torch.as_tensor(threshold, dtype=torch.float32, device=logits.device)
-    return logits.float() > torch.logit(thresholds)
 
 
 def _refuse_incomplete(

@@ -122,6 +122,20 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, in mode RGB and the right way up, on white where it is transparent."""
+    turn = TURNS.get(_orientation(picture))
+    rgb = _to_rgb(picture)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def decoding_side(image_processor: Any, times: int = 2) -> int | None:
+    """The pixels that the sides of a JPEG are decoded to at least: `times` the size that the model takes, if known."""
+    size = getattr(image_processor, "size", None) or {}
+    sides = [size.get(name) for name in ("height", "width", "shortest_edge") if size.get(name)]
+    return times * max(sides) if sides else None
+
+
 def _refuse_costly(picture: Any, data: bytes) -> None:
     width, height = picture.size
     pixels, kind = width * height, "JPEG" if picture.format == "MPO" else picture.format

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
-from ..pictures import read_picture
+from ..pictures import decoding_side, read_picture
 from ..tasks import UNKNOWN, Task
 from .exact import exact_mark, exact_pixels
 
@@ -88,9 +88,8 @@ class PictureTransform:
             )
 
     def _size_to_decode(self) -> int | None:
-        size: Any = getattr(self.image_processor, "size", None) or {}
-        sides = [size.get(name) for name in ("height", "width", "shortest_edge") if size.get(name)]
-        return size_to_decode(self.jpeg_scale, max(sides)) if sides else None
+        times = JPEG_SCALES[self.jpeg_scale]
+        return decoding_side(self.image_processor, times) if times else None
 
 
 class PixelNormalizer:

@@ -1,0 +1,320 @@
+"""`ArtGraphPipeline`: from pictures in any form to named labels with scores, or to vectors for search.
+
+A picture -> RGB -> pixel_values -> logits of each task -> labels with scores. In a list, a folder or a dataset a picture
+that cannot be read gives an entry that says why; all others are answered. Nothing is fetched from an address unless asked.
+Travels to the Hub, so that `pipeline(model=repo, trust_remote_code=True)` needs no package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, Pipeline
+
+from .decisions import THRESHOLD, label_scores, predicted_labels
+from .fetching import FetchError, fetch_picture
+from .modeling_artgraph_vit import ArtGraphViTForImageClassification
+from .museum_label import describe
+from .pictures import BadPictureError, decoding_side, read_picture, upright_rgb
+from .tasks import OTHER, Task
+
+PIPELINE_TASK = "artwork-classification"  # what transformers' pipeline() calls it once the package is imported
+# For who has no package. Under a name of its own: pipeline() refuses a task that a repository names, unless its code is
+# trusted, even where a registered class would serve.
+TRAVELLING_PIPELINE = {
+    "artgraph-vit": {
+        "impl": "pipeline_artgraph_vit.ArtGraphPipeline",
+        "pt": ["AutoModelForImageClassification"],
+        "type": "image",
+    }
+}
+PICTURE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+RESERVED = ("error", "file")  # keys of an answer that are no task
+
+
+class ArtGraphPipeline(Pipeline):
+    """Predicts the labels of artworks.
+
+    Made by [`ArtGraphPipeline.from_pretrained`], or by `transformers.pipeline`. The options of a call may also be given
+    when it is made.
+
+    Args:
+        model ([`ArtGraphViTForImageClassification`]): put in eval mode.
+        image_processor (`BaseImageProcessor`): of its backbone.
+        kwargs: further options of [`~transformers.Pipeline`], such as `device` and `batch_size`.
+
+    Raises:
+        ValueError: if the model has a task called as a key of the answers is ("error", "file").
+    """
+
+    _load_image_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_processor = False
+
+    def __init__(self, model: ArtGraphViTForImageClassification, image_processor: Any = None, **kwargs: Any):
+        if image_processor is None:
+            raise ValueError("ArtGraphPipeline needs the image processor of the model: pass image_processor=...")
+        for task in model.config.tasks:
+            if task.name in RESERVED:
+                raise ValueError(
+                    f"The answers of a pipeline have the key {task.name!r}, which is a task of this model."
+                )
+        super().__init__(model=model.eval(), image_processor=image_processor, **kwargs)
+        blank = image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")
+        self._blank = torch.zeros_like(blank["pixel_values"])  # (1, 3, H, W), in the place of a bad picture
+
+    @classmethod
+    def from_pretrained(
+        cls, repo: str | os.PathLike, *, revision: str | None = None, **kwargs: Any
+    ) -> ArtGraphPipeline:
+        """Loads model and image processor.
+
+        Args:
+            repo (`str` or `PathLike`): a folder or Hub id.
+            revision (`str`, *optional*): branch, tag or commit on the Hub.
+            kwargs: `token`, `cache_dir`, `local_files_only` and `dtype` for loading; the others for the pipeline.
+        """
+        hub = {name: kwargs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
+        loading = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+        model = ArtGraphViTForImageClassification.from_pretrained(repo, revision=revision, **hub, **loading)
+        image_processor = AutoImageProcessor.from_pretrained(repo, revision=revision, **hub)
+        return cls(model, image_processor, task=PIPELINE_TASK, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model, with the code of this pipeline, and the image processor."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory)
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """Predicts.
+
+        Args:
+            images: a picture, which is a path, bytes, a PIL picture, an array or tensor of uint8 `(H, W)`, `(H, W, 3)` or
+                `(H, W, 4)`, or an undecoded `datasets.Image`; or several: a list, an array `(N, H, W, 3)`, a folder, a
+                `datasets` dataset with a column `image`, or any iterable of pictures.
+            tasks (`str` or `list[str]`, *optional*): by default all of the model.
+            top_k (`int`, *optional*, defaults to 5): labels of a single-label task, the best first.
+            threshold (`float` or `dict[str, float]`, *optional*): of the multi-label tasks, in place of the stored ones.
+            fetch_urls (`bool`, *optional*, defaults to `False`): fetch pictures that are given as http(s) addresses,
+                from public ones only, of at most 25 MB within 20 seconds.
+            batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0).
+
+        Returns:
+            For a picture a dict that maps each task to a list of `{"label": str, "score": float}`, by score: the `top_k`
+            of a single-label task; of a multi-label task all above their thresholds, which may be none. An entry of
+            `other` has a key `means`, which says what it stands for. For several pictures a list of such dicts, or an
+            iterator for a dataset or iterable; a picture that cannot be read gives `{"error": why}`. The pictures of a
+            folder, in the order of their names, also have their `file`.
+
+        Raises:
+            ValueError: if an option is wrong, or the picture cannot be read if it is the only one.
+            TypeError: if it is no form of a picture.
+        """
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            files = pictures_in_folder(Path(images))
+            answers = super().__call__([str(file) for file in files], **options) if files else []
+            return [{"file": str(file), **answer} for file, answer in zip(files, answers, strict=True)]
+        if getattr(images, "ndim", None) == 4:
+            images = list(images)
+        if isinstance(images, (list, tuple)):
+            return super().__call__(list(images), **options) if images else []
+        if _is_one_picture(images):
+            (answer,) = super().__call__([images], **options)
+            if isinstance(answer, dict) and "error" in answer:
+                raise ValueError(f"The picture cannot be read: {answer['error']}.")
+            return answer
+        if not isinstance(images, Iterable):
+            raise TypeError(
+                f"{type(images).__name__} is no form of a picture: give a path, bytes, an image or an array."
+            )
+        return super().__call__((image for image in _undecoded(images)), **options)
+
+    def embed(self, images: Any, **options: Any) -> Tensor:
+        """Vectors for search: what the heads see of each picture, at length 1, so that a dot product is a cosine.
+
+        Args:
+            images: as of a call. Of an iterable all vectors are kept.
+            options: `fetch_urls`, `batch_size`, `num_workers`.
+
+        Returns:
+            float32 `(N, hidden_size)`; `(hidden_size,)` for one picture that is not in a list.
+
+        Raises:
+            ValueError: if a picture cannot be read.
+        """
+        answers = self(images, embedding=True, **options)
+        if isinstance(answers, Tensor):
+            return answers
+        vectors = []
+        for number, answer in enumerate(answers):
+            if isinstance(answer, dict) and "error" in answer:
+                raise ValueError(f"Picture {number} cannot be read: {answer['error']}.")
+            vectors.append(answer["embedding"] if isinstance(answer, dict) else answer)
+        return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
+
+    @staticmethod
+    def describe(prediction: Mapping[str, Any]) -> str:
+        """One sentence of an answer: see [`describe`]."""
+        return describe(prediction)
+
+    # ---- what Pipeline asks for ----
+
+    def _sanitize_parameters(
+        self,
+        tasks: str | Iterable[str] | None = None,
+        top_k: int | None = None,
+        threshold: float | Mapping[str, float] | None = None,
+        fetch_urls: bool | None = None,
+        embedding: bool = False,
+    ) -> tuple[dict, dict, dict]:
+        known = {task.name: task for task in self.model.config.tasks}
+        post: dict[str, Any] = {"embedding": True} if embedding else {}
+        if tasks is not None:
+            post["tasks"] = [tasks] if isinstance(tasks, str) else list(tasks)
+            for name in post["tasks"]:
+                if name not in known:
+                    raise ValueError(f"This model has no task {name!r}: its tasks are {', '.join(known)}.")
+        if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+                raise ValueError(f"top_k={top_k!r}: use a whole number of at least 1.")
+            post["top_k"] = top_k
+        if threshold is not None:
+            multi = [task.name for task in known.values() if task.is_multi_label]
+            given = dict(threshold) if isinstance(threshold, Mapping) else dict.fromkeys(multi, threshold)
+            for name, value in given.items():
+                if name not in multi:
+                    raise ValueError(f"threshold names {name!r}, which is not a multi-label task of this model.")
+                if not isinstance(value, (int, float)) or not 0 < value < 1:
+                    raise ValueError(f"threshold={value!r}: use a number above 0 and below 1.")
+            post["thresholds"] = given
+        return {} if fetch_urls is None else {"fetch_urls": bool(fetch_urls)}, {}, post
+
+    def preprocess(self, image: Any, fetch_urls: bool = False) -> dict[str, Any]:
+        try:
+            picture = self._picture(image, fetch_urls)
+        except (BadPictureError, FetchError) as error:
+            return {"pixel_values": self._blank, "error": getattr(error, "reason", None) or str(error).rstrip(".")}
+        return {"pixel_values": self.image_processor(picture, return_tensors="pt")["pixel_values"], "error": None}
+
+    def _picture(self, image: Any, fetch_urls: bool) -> Image.Image:
+        if isinstance(image, Mapping) and "image" in image:  # a row of a dataset
+            image = image["image"]
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            if not fetch_urls:
+                raise FetchError(f"{image} is an address: pass fetch_urls=True to have it fetched")
+            image = fetch_picture(image)
+        if isinstance(image, (str, os.PathLike)):
+            image = {"path": os.fspath(image)}
+        elif isinstance(image, (bytes, bytearray, memoryview)):
+            image = {"bytes": bytes(image)}
+        elif image is None:
+            raise BadPictureError(None, "there is no picture")
+        elif isinstance(image, Tensor) or hasattr(image, "__array_interface__") and not isinstance(image, Image.Image):
+            image = _from_array(image)
+        if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
+            return read_picture(image, at_least=decoding_side(self.image_processor))
+        if isinstance(image, Image.Image):
+            try:
+                return upright_rgb(image)
+            except Exception as error:  # of a file that Pillow opened and whose pixels are read only now
+                raise BadPictureError(None, str(error) or type(error).__name__) from error
+        raise TypeError(
+            f"{type(image).__name__} is no form of a picture: give a path, bytes, an image or an array"
+            f"{', or rename the column of the pictures to image' if isinstance(image, Mapping) else ''}."
+        )
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        pixel_values = model_inputs["pixel_values"].to(self.model.dtype)  # (B, 3, H, W)
+        output = self.model(pixel_values=pixel_values)
+        logits = {f"{name} logits": values.float() for name, values in output.logits.items()}  # each (B, C)
+        return {"pooled": output.pooled.float(), **logits, "error": model_inputs["error"]}
+
+    def postprocess(
+        self,
+        outputs: dict[str, Any],
+        tasks: Iterable[str] | None = None,
+        top_k: int = 5,
+        thresholds: Mapping[str, float] | None = None,
+        embedding: bool = False,
+    ) -> Any:
+        if outputs["error"] is not None:
+            return {"error": outputs["error"]}
+        if embedding:
+            return F.normalize(outputs["pooled"][0], dim=-1)  # (hidden,)
+        stored = {**self.model.config.thresholds, **(thresholds or {})}
+        known = {task.name: task for task in self.model.config.tasks}
+        return {
+            name: ranked_labels(outputs[f"{name} logits"][0], known[name], top_k, stored.get(name, THRESHOLD))
+            for name in tasks or known
+        }
+
+
+def ranked_labels(logits: Tensor, task: Task, top_k: int, threshold: Any) -> list[dict[str, Any]]:
+    """The labels of one picture and task with their scores, the best first.
+
+    Args:
+        logits (`FloatTensor` of shape `(C,)`).
+        task (`Task`).
+        top_k (`int`): how many of a single-label task.
+        threshold (`float` or list of `C` of them): above which labels of a multi-label task are predicted.
+    """
+    scores = label_scores(logits, task)  # (C,)
+    if task.is_multi_label:
+        order = scores.argsort(descending=True, stable=True)
+        chosen = order[predicted_labels(logits[None], task, threshold)[0][order]]
+    else:
+        chosen = scores.topk(min(top_k, task.num_labels)).indices
+    return [_entry(task, label, scores[label].item()) for label in chosen.tolist()]
+
+
+def _entry(task: Task, index: int, score: float) -> dict[str, Any]:
+    label = task.labels[index]
+    entry = {"label": label, "score": score}
+    if task.rare == "other" and label == OTHER:
+        entry["means"] = f"none of the {task.num_labels - 1} that are named, not nobody"
+    return entry
+
+
+def pictures_in_folder(folder: Path) -> list[Path]:
+    """The files in a folder, and in those in it, that are called as pictures are; sorted by name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"The folder {folder} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+    return files
+
+
+def _is_one_picture(images: Any) -> bool:
+    is_encoded = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Mapping))
+    return is_encoded or isinstance(images, (Image.Image, Tensor)) or hasattr(images, "__array_interface__")
+
+
+def _undecoded(images: Any) -> Iterator[Any]:
+    """Of a `datasets` dataset its rows with pictures as they are stored, so that a bad one does not end the pass."""
+    if hasattr(images, "cast_column") and hasattr(images, "features"):
+        feature = (images.features or {}).get("image")
+        if feature is not None and hasattr(feature, "decode"):
+            images = images.cast_column("image", type(feature)(decode=False))
+        elif hasattr(images, "decode"):
+            images = images.decode(False)
+    yield from images
+
+
+def _from_array(array: Any) -> Image.Image:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().numpy()
+    if array.dtype.name != "uint8" or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise TypeError(
+            f"An array of {array.dtype.name} and shape {tuple(array.shape)} is no picture: give uint8 of shape (H, W), "
+            "(H, W, 3) or (H, W, 4)."
+        )
+    return Image.fromarray(array)
