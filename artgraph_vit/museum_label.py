@@ -1,7 +1,7 @@
 """`describe`: a prediction as one sentence, in the manner of the label beside a painting.
 
-The vocabularies are ArtGraph's: slugs for artists, nouns for genres and tags, names of movements for styles. A label that
-is written otherwise is taken as it is. Travels to the Hub with the weights.
+The vocabularies are ArtGraph's: slugs for artists, nouns for genres and tags, names of movements for styles. A label
+that is written otherwise is taken as it is. Travels to the Hub with the weights.
 """
 
 from __future__ import annotations
@@ -11,14 +11,55 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_TAGS = 5
-_PARTICLES = set("van von der den de del della di da la le du of the".split())
-_SUPPORTS = set(
-    "board canvas cardboard ceramic copper fabric glass ivory linen marble masonite metal panel paper parchment plaster "
-    "porcelain silk stone tin vellum wall wood".split()
-)
-_UNCOUNTED = set(
-    "art death fire fish food fruit grass hair history ice light love music night sea sheep sky snow war water wine".split()
-)
+_PARTICLES = {"van", "von", "der", "den", "de", "del", "della", "di", "da", "la", "le", "du", "of", "the"}
+_SUPPORTS = {
+    "board",
+    "canvas",
+    "cardboard",
+    "ceramic",
+    "copper",
+    "fabric",
+    "glass",
+    "ivory",
+    "linen",
+    "marble",
+    "masonite",
+    "metal",
+    "panel",
+    "paper",
+    "parchment",
+    "plaster",
+    "porcelain",
+    "silk",
+    "stone",
+    "tin",
+    "vellum",
+    "wall",
+    "wood",
+}
+_UNCOUNTED = {
+    "art",
+    "death",
+    "fire",
+    "fish",
+    "food",
+    "fruit",
+    "grass",
+    "hair",
+    "history",
+    "ice",
+    "light",
+    "love",
+    "music",
+    "night",
+    "sea",
+    "sheep",
+    "sky",
+    "snow",
+    "war",
+    "water",
+    "wine",
+}
 _UNCOUNTED_ENDINGS = ("ism", "ity", "ing", "ure", "graphy", "logy", "ness")
 _IRREGULAR = {"child": "children", "gentleman": "gentlemen", "man": "men", "person": "people", "woman": "women"}
 

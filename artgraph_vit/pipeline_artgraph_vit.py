@@ -1,7 +1,7 @@
 """`ArtGraphPipeline`: from pictures in any form to named labels with scores, or to vectors for search.
 
-A picture -> RGB -> pixel_values -> logits of each task -> labels with scores. In a list, a folder or a dataset a picture
-that cannot be read gives an entry that says why; all others are answered. Nothing is fetched from an address unless asked.
+A picture -> RGB -> pixel_values -> logits of each task -> labels with scores. In a list, a folder or a dataset a
+picture that cannot be read gives an entry that says why. Nothing is fetched from an address unless that is asked for.
 Travels to the Hub, so that `pipeline(model=repo, trust_remote_code=True)` needs no package.
 """
 
@@ -26,8 +26,8 @@ from .pictures import BadPictureError, decoding_side, read_picture, upright_rgb
 from .tasks import OTHER, Task
 
 PIPELINE_TASK = "artwork-classification"  # what transformers' pipeline() calls it once the package is imported
-# For who has no package. Under a name of its own: pipeline() refuses a task that a repository names, unless its code is
-# trusted, even where a registered class would serve.
+# For who has no package. Under a name of its own: pipeline() refuses a task that a repository names unless its code
+# is trusted, even where a registered class would serve.
 TRAVELLING_PIPELINE = {
     "artgraph-vit": {
         "impl": "pipeline_artgraph_vit.ArtGraphPipeline",
@@ -35,15 +35,15 @@ TRAVELLING_PIPELINE = {
         "type": "image",
     }
 }
-PICTURE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 RESERVED = ("error", "file")  # keys of an answer that are no task
 
 
 class ArtGraphPipeline(Pipeline):
     """Predicts the labels of artworks.
 
-    Made by [`ArtGraphPipeline.from_pretrained`], or by `transformers.pipeline`. The options of a call may also be given
-    when it is made.
+    Made by [`ArtGraphPipeline.from_pretrained`], or by `transformers.pipeline`. The options of a call may also be
+    given when it is made.
 
     Args:
         model ([`ArtGraphViTForImageClassification`]): put in eval mode.
@@ -54,8 +54,10 @@ class ArtGraphPipeline(Pipeline):
         ValueError: if the model has a task called as a key of the answers is ("error", "file").
     """
 
-    _load_image_processor = True
-    _load_tokenizer = _load_feature_extractor = _load_processor = False
+    _load_image_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_processor: Any = False
 
     def __init__(self, model: ArtGraphViTForImageClassification, image_processor: Any = None, **kwargs: Any):
         if image_processor is None:
@@ -66,6 +68,7 @@ class ArtGraphPipeline(Pipeline):
                     f"The answers of a pipeline have the key {task.name!r}, which is a task of this model."
                 )
         super().__init__(model=model.eval(), image_processor=image_processor, **kwargs)
+        self._image_processor = image_processor
         blank = image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")
         self._blank = torch.zeros_like(blank["pixel_values"])  # (1, 3, H, W), in the place of a bad picture
 
@@ -89,25 +92,26 @@ class ArtGraphPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model, with the code of this pipeline, and the image processor."""
         self.model.save_pretrained(save_directory, **kwargs)
-        self.image_processor.save_pretrained(save_directory)
+        self._image_processor.save_pretrained(save_directory)
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Predicts.
 
         Args:
-            images: a picture, which is a path, bytes, a PIL picture, an array or tensor of uint8 `(H, W)`, `(H, W, 3)` or
-                `(H, W, 4)`, or an undecoded `datasets.Image`; or several: a list, an array `(N, H, W, 3)`, a folder, a
-                `datasets` dataset with a column `image`, or any iterable of pictures.
+            images: a picture, which is a path, bytes, a PIL picture, an array or tensor of uint8 `(H, W)`,
+                `(H, W, 3)` or `(H, W, 4)`, or an undecoded `datasets.Image`; or several: a list, an array
+                `(N, H, W, 3)`, a folder, a `datasets` dataset with a column `image`, or any iterable of pictures.
             tasks (`str` or `list[str]`, *optional*): by default all of the model.
             top_k (`int`, *optional*, defaults to 5): labels of a single-label task, the best first.
-            threshold (`float` or `dict[str, float]`, *optional*): of the multi-label tasks, in place of the stored ones.
+            threshold (`float` or `dict[str, float]`, *optional*): of the multi-label tasks, in place of the stored
+                ones.
             fetch_urls (`bool`, *optional*, defaults to `False`): fetch pictures that are given as http(s) addresses,
                 from public ones only, of at most 25 MB within 20 seconds.
             batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0).
 
         Returns:
-            For a picture a dict that maps each task to a list of `{"label": str, "score": float}`, by score: the `top_k`
-            of a single-label task; of a multi-label task all above their thresholds, which may be none. An entry of
+            For a picture a dict that maps each task to a list of `{"label": str, "score": float}`, by score: the
+            `top_k` of a single-label task; of a multi-label task all above their thresholds, which may be none. An entry of
             `other` has a key `means`, which says what it stands for. For several pictures a list of such dicts, or an
             iterator for a dataset or iterable; a picture that cannot be read gives `{"error": why}`. The pictures of a
             folder, in the order of their names, also have their `file`.
@@ -200,7 +204,7 @@ class ArtGraphPipeline(Pipeline):
             picture = self._picture(image, fetch_urls)
         except (BadPictureError, FetchError) as error:
             return {"pixel_values": self._blank, "error": getattr(error, "reason", None) or str(error).rstrip(".")}
-        return {"pixel_values": self.image_processor(picture, return_tensors="pt")["pixel_values"], "error": None}
+        return {"pixel_values": self._image_processor(picture, return_tensors="pt")["pixel_values"], "error": None}
 
     def _picture(self, image: Any, fetch_urls: bool) -> Image.Image:
         if isinstance(image, Mapping) and "image" in image:  # a row of a dataset
@@ -215,10 +219,12 @@ class ArtGraphPipeline(Pipeline):
             image = {"bytes": bytes(image)}
         elif image is None:
             raise BadPictureError(None, "there is no picture")
-        elif isinstance(image, Tensor) or hasattr(image, "__array_interface__") and not isinstance(image, Image.Image):
+        elif not isinstance(image, Image.Image) and (
+            isinstance(image, Tensor) or hasattr(image, "__array_interface__")
+        ):
             image = _from_array(image)
         if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
-            return read_picture(image, at_least=decoding_side(self.image_processor))
+            return read_picture(image, at_least=decoding_side(self._image_processor))
         if isinstance(image, Image.Image):
             try:
                 return upright_rgb(image)
@@ -250,33 +256,35 @@ class ArtGraphPipeline(Pipeline):
         stored = {**self.model.config.thresholds, **(thresholds or {})}
         known = {task.name: task for task in self.model.config.tasks}
         return {
-            name: ranked_labels(outputs[f"{name} logits"][0], known[name], top_k, stored.get(name, THRESHOLD))
+            name: ranked_labels(outputs[f"{name} logits"], known[name], top_k, stored.get(name, THRESHOLD))[0]
             for name in tasks or known
         }
 
 
-def ranked_labels(logits: Tensor, task: Task, top_k: int, threshold: Any) -> list[dict[str, Any]]:
-    """The labels of one picture and task with their scores, the best first.
+def ranked_labels(logits: Tensor, task: Task, top_k: int, threshold: Any) -> list[list[dict[str, Any]]]:
+    """The labels of each picture for one task, with their scores, the best first.
 
     Args:
-        logits (`FloatTensor` of shape `(C,)`).
+        logits (`FloatTensor` of shape `(B, C)`).
         task (`Task`).
         top_k (`int`): how many of a single-label task.
         threshold (`float` or list of `C` of them): above which labels of a multi-label task are predicted.
     """
-    scores = label_scores(logits, task)  # (C,)
+    scores, order = label_scores(logits, task).sort(descending=True, stable=True)  # (B, C) each
     if task.is_multi_label:
-        order = scores.argsort(descending=True, stable=True)
-        chosen = order[predicted_labels(logits[None], task, threshold)[0][order]]
+        is_chosen = predicted_labels(logits, task, threshold).gather(1, order)  # (B, C), in the order of the scores
+        chosen = [row.nonzero()[:, 0].tolist() for row in is_chosen]
     else:
-        chosen = scores.topk(min(top_k, task.num_labels)).indices
-    return [_entry(task, label, scores[label].item()) for label in chosen.tolist()]
+        chosen = [list(range(min(top_k, task.num_labels)))] * len(logits)
+    most = max((ranks[-1] + 1 for ranks in chosen if ranks), default=0)  # no more than these leave the tensors
+    rows = zip(order[:, :most].tolist(), scores[:, :most].tolist(), chosen, strict=True)
+    return [[_entry(task, labels[rank], values[rank]) for rank in ranks] for labels, values, ranks in rows]
 
 
 def _entry(task: Task, index: int, score: float) -> dict[str, Any]:
     label = task.labels[index]
     entry = {"label": label, "score": score}
-    if task.rare == "other" and label == OTHER:
+    if task.rare == OTHER and label == OTHER:
         entry["means"] = f"none of the {task.num_labels - 1} that are named, not nobody"
     return entry
 
@@ -314,7 +322,7 @@ def _from_array(array: Any) -> Image.Image:
         array = array.detach().cpu().numpy()
     if array.dtype.name != "uint8" or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise TypeError(
-            f"An array of {array.dtype.name} and shape {tuple(array.shape)} is no picture: give uint8 of shape (H, W), "
-            "(H, W, 3) or (H, W, 4)."
+            f"An array of {array.dtype.name} and shape {tuple(array.shape)} is no picture: give uint8 of shape (H, W)"
+            ", (H, W, 3) or (H, W, 4)."
         )
     return Image.fromarray(array)
