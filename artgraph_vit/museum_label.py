@@ -61,6 +61,7 @@ _UNCOUNTED = {
     "wine",
 }
 _UNCOUNTED_ENDINGS = ("ism", "ity", "ing", "ure", "graphy", "logy", "ness")
+_COUNTED = {"building", "city", "creature", "drawing", "figure", "king", "painting", "picture"}  # for all that
 _IRREGULAR = {"child": "children", "gentleman": "gentlemen", "man": "men", "person": "people", "woman": "women"}
 
 
@@ -76,7 +77,8 @@ def describe(prediction: Mapping[str, Any]) -> str:
     if "error" in prediction:
         return f"This picture cannot be read: {prediction['error']}."
     answers = {task: [entry for entry in entries if not _is_unknown(entry)] for task, entries in _tasks(prediction)}
-    best = {task: entries[0] for task, entries in answers.items() if entries}
+    # What is best is not said by the second best.
+    best = {task: entries[0] for task, entries in _tasks(prediction) if entries and not _is_unknown(entries[0])}
     parts = [
         _artist(best.get("artist")),
         _genre_and_style(best.get("genre"), best.get("style")),
@@ -100,22 +102,23 @@ def _is_unknown(entry: Mapping[str, Any]) -> bool:
 def _artist(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
-    if "means" in entry:  # `other`
+    if entry.get("means"):  # `other`
         return "by an artist whom the model does not name"
     label = entry["label"]
     if not label.islower() or " " in label:
         return f"attributed to {label}"
     words = [word if word in _PARTICLES else word.capitalize() for word in label.split("-")]
+    words[0] = words[0].capitalize()  # Le Corbusier
     return f"attributed to {' '.join(words)}"
 
 
 def _genre_and_style(genre: Mapping[str, Any] | None, style: Mapping[str, Any] | None) -> str:
     parts = []
-    if genre is not None and "means" not in genre:
+    if genre is not None and not genre.get("means"):
         noun = _without_brackets(genre["label"]).replace("-", " ")
         noun = f"{noun} work" if noun in ("abstract", "figurative") else noun
         parts.append(f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}")
-    if style is not None and "means" not in style:
+    if style is not None and not style.get("means"):
         parts.append(f"in the {_adjective(_without_brackets(style['label']))} style")
     return " ".join(parts)
 
@@ -146,11 +149,14 @@ def _tags(labels: Sequence[str]) -> str:
 
 
 def _plural(noun: str) -> str:
-    noun = noun if noun.isupper() else noun[:1].lower() + noun[1:]
+    is_name = noun.isupper() or noun.startswith(("Christ", "Jesus", "Virgin"))
+    noun = noun if is_name else noun[:1].lower() + noun[1:]
     last = noun.split(" ")[-1]
     if last in _IRREGULAR:
         return noun.removesuffix(last) + _IRREGULAR[last]
-    if " and " in noun or last.endswith("s") or last in _UNCOUNTED or last.endswith(_UNCOUNTED_ENDINGS):
+    if " and " in noun or last.endswith("s") or last in _UNCOUNTED or last in _IRREGULAR.values():
+        return noun
+    if last.endswith(_UNCOUNTED_ENDINGS) and last not in _COUNTED:
         return noun
     if re.search(r"[^aeiou]y$", last):
         return f"{noun[:-1]}ies"

@@ -131,8 +131,8 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 def decoding_side(image_processor: Any, times: int = 2) -> int | None:
     """The pixels that the sides of a JPEG are decoded to at least: `times` the size that the model takes, if known."""
-    size = getattr(image_processor, "size", None) or {}
-    sides = [size.get(name) for name in ("height", "width", "shortest_edge") if size.get(name)]
+    size: Any = getattr(image_processor, "size", None) or {}
+    sides: list[Any] = [size.get(name) for name in ("height", "width", "shortest_edge") if size.get(name)]
     return times * max(sides) if sides else None
 
 

@@ -6,13 +6,11 @@ same plan, which is all that the bytes depend on, and the files are the same byt
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,12 @@ from transformers.utils import logging
 from ..data.sources.prepared import UNFINISHED, write_vocabulary
 from ..data.splits import SHARES
 from ..errors import UserError
+from ..files import alone_in, named_errors, written_whole
 from ..tasks import Task
 from .dataset_card import DatasetCardOptions, write_dataset_card
 from .duplicates import exact_duplicates, near_duplicates
 from .encoding import PictureEncoder
-from .shards import plan_shards, write_shards, written_whole
+from .shards import plan_shards, write_shards
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +67,7 @@ def prepare_dataset(
     """
     _refuse_missing_split(rows["split"][:], "has no artwork")
     plan = _plan(rows, tasks, encoder, shard_rows)
-    with _alone(folder), _named(folder):
+    with alone_in(folder), named_errors(folder):
         report = _finished(folder)
         if report is None:
             work = _begin(folder, plan)
@@ -92,32 +91,6 @@ def prepare_dataset(
 
 
 # ---- going on, and being done ----
-
-
-@contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
-            "start again; what was written stays."
-        ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Of two runs in one folder the second is refused; the lock, on the folder itself, goes with the process."""
-    with _named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"Another run is preparing {folder}: wait for it, or choose another folder.") from error
-    finally:
-        os.close(lock)
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

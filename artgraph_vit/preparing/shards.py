@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ..data.bad_pictures import DEADLY, find_bad_pictures
 from ..data.splits import divide_by_split
 from ..data.workers import end_with_parent
 from ..errors import UserError
+from ..files import written_whole
 from .encoding import EncodedPicture, PictureEncoder
 
 CHUNK = 16  # pictures that a worker gets at a time
@@ -189,20 +189,3 @@ def _outcome(encoded: EncodedPicture) -> dict[str, str]:
     if encoded.problem is not None:
         return {"problem": encoded.problem}
     return {"digest": encoded.digest, "thumbnail": encoded.thumbnail.hex()}
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which gets its name when all of it is on the disk."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
-            "start again; what was written stays."
-        ) from error

@@ -220,7 +220,7 @@ def test_two_runs_in_one_folder_are_not_let(source, tmp_path):
     class SecondRun(PictureEncoder):
         def __call__(self, image):
             if not errors:
-                with pytest.raises(UserError, match="Another run is preparing") as error:
+                with pytest.raises(UserError, match="Another run is writing to") as error:
                     prepare(source, tmp_path / "out")
                 errors.append(error)
             return super().__call__(image)

@@ -1,0 +1,55 @@
+"""Files of long runs: written whole or not at all, by one run at a time, and with errors that say what to do."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+
+@contextmanager
+def written_whole(path: Path, writer: int = 0) -> Iterator[Path]:
+    """A file to write, which gets its name when all of it is on the disk; of those who may write the same file at once
+    each has another number as `writer`."""
+    part = path.with_name(f"{path.name}.{writer}.part" if writer else f"{path.name}.part")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
+            "start again; what was written stays."
+        ) from error
+
+
+@contextmanager
+def named_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
+            "start again; what was written stays."
+        ) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Of two runs in one folder the second is refused; the lock, on the folder itself, goes with the process."""
+    with named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"Another run is writing to {folder}: wait for it, or choose another folder.") from error
+    finally:
+        os.close(lock)
