@@ -9,8 +9,10 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from .limits import one_line, refuse_absurd, shortened
 
 _UNSUITABLE = {
     "vit_mae": "hides a random part of each picture, also when it predicts",
@@ -47,3 +49,29 @@ def default_pooling(backbone: PreTrainedModel) -> str:
     if any(name.endswith("cls_token") for name, _ in backbone.named_parameters()):
         return "cls"
     return "pooler" if has_pooler(backbone.config) else "mean"
+
+
+def build_backbone_config(values: Any) -> PreTrainedConfig:
+    """The config of a backbone from its JSON form.
+
+    Raises:
+        ValueError: if it is none, if it names code of its own, or if a value cannot be meant.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"backbone_config={shortened(values)}: give a dict, or a config of transformers.")
+    values = dict(values)
+    model_type = values.pop("model_type", "vit")
+    if "auto_map" in values:
+        raise ValueError("backbone_config has auto_map, code of its own, which is never run: remove it.")
+    if not isinstance(model_type, str) or model_type == "artgraph_vit" or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"The backbone has model_type={shortened(model_type)}, which is no backbone of transformers: choose a "
+            "vision encoder that AutoModel knows without code of its own."
+        )
+    refuse_absurd(values)
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:  # errors of many kinds, some of them over several lines
+        raise ValueError(f"The config of the backbone {model_type!r} cannot be used: {one_line(error)}") from error
+    refuse_absurd(config.to_dict())  # what is given may be too much only together with the model's defaults
+    return config

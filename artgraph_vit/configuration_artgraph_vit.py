@@ -1,29 +1,42 @@
 """`ArtGraphViTConfig`: a backbone's config, the tasks, and how their losses are joined.
 
 The tasks carry their labels, so that a checkpoint gives names back without any other file. Unknown names and
-values that cannot be meant are refused here, before any memory is taken. This file travels to the Hub.
+values that cannot be meant are refused here, before any memory is taken; a config never brings code of its own.
+This file travels to the Hub.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
+from .backbones import build_backbone_config
+from .limits import one_line, refuse_absurd, refuse_code, shortened
 from .tasks import Task
 
 POOLINGS = ("cls", "mean", "pooler")
 MULTILABEL_REDUCTIONS = ("known_rows", "all_rows")
+MAX_TASKS = 1_000
 MAX_LABELS = 1_000_000  # over all tasks: far above any vocabulary, far below what exhausts a machine
+MAX_LABEL_LENGTH = 1_000  # characters
 # Names that transformers itself writes into a config.json although they are no fields of a config.
 _WRITTEN_BY_TRANSFORMERS = {"auto_map", "model_type", "torch_dtype", "attn_implementation", "num_labels"} | {
     "custom_pipelines",
     "use_cache",
     "name_or_path",
     "output_attentions",
+}
+# transformers gives every config two labels of no meaning; others would be a second list of labels beside the tasks.
+_NO_LABELS: dict[str, tuple] = {
+    "num_labels": (2,),
+    "id2label": (None, {0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"}),
+    "label2id": (None, {"LABEL_0": 0, "LABEL_1": 1}),
 }
 
 
@@ -65,44 +78,112 @@ class ArtGraphViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
+        self._refuse_other_labels(kwargs)
+        refuse_code({**kwargs, "dtype": self.dtype})
+        # Names that begin with an underscore are notes of transformers; as attributes they would replace its parts.
+        kept = ("_name_or_path", "_attn_implementation")
+        kwargs = {name: value for name, value in kwargs.items() if name in kept or not name.startswith("_")}
         if self.backbone_config is None:
             self.backbone_config = ViTConfig()
-        elif isinstance(self.backbone_config, dict):
-            backbone = dict(self.backbone_config)
-            self.backbone_config = AutoConfig.for_model(backbone.pop("model_type", "vit"), **backbone)
+        elif isinstance(self.backbone_config, PreTrainedConfig):
+            vars(self.backbone_config).pop("auto_map", None)  # it names code, which is never read for a backbone
+            refuse_absurd(self.backbone_config.to_dict())
+        else:
+            self.backbone_config = build_backbone_config(self.backbone_config)
+        self._refuse_absurd_tasks()
         self.tasks = [Task.from_dict(task) for task in self.tasks or ()]
-        self.thresholds = dict(self.thresholds or {})
         self._check_values()
         super().__post_init__(**kwargs)
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; a file that is nested too deeply, or no config at all, is a `ValueError`."""
+        try:
+            values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            if not isinstance(values, dict):
+                raise TypeError
+        except (RecursionError, AttributeError, TypeError) as error:  # what transformers makes of such files
+            raise ValueError(
+                f"The config.json of {str(pretrained_model_name_or_path)!r} is no config: use one that "
+                "save_pretrained wrote."
+            ) from error
+        return values, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but what is given beside a config is checked too, and any error is a `ValueError`."""
+        given = {known.name: kwargs.pop(known.name) for known in fields(cls) if known.name in set(kwargs) - {"dtype"}}
+        backbones = (config_dict.get("backbone_config"), given.get("backbone_config"))
+        if all(isinstance(backbone, dict) for backbone in backbones):
+            given["backbone_config"] = {**backbones[0], **backbones[1]}  # type: ignore[dict-item]
+        try:
+            return super().from_dict({**config_dict, **given}, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"This config cannot be used: {one_line(error)}.") from error
+
+    @classmethod
     def _refuse_misspelt(cls, names: dict[str, Any]) -> None:
-        known = {known.name for known in fields(cls)} | set(vars(PreTrainedConfig)) | _WRITTEN_BY_TRANSFORMERS
+        known = {known.name for known in fields(cls)} | _WRITTEN_BY_TRANSFORMERS
         for name in names:
             if name not in known and not name.startswith("_"):
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f": did you mean {close[0]!r}?" if close else "."
                 raise ValueError(f"{cls.__name__} has no option {name!r}{hint}")
 
+    def _refuse_other_labels(self, options: Mapping[str, Any]) -> None:
+        given = {"id2label": self.id2label, "label2id": self.label2id}
+        if "num_labels" in options:
+            given["num_labels"] = options["num_labels"]
+        for name, value in given.items():
+            if value not in _NO_LABELS[name] or isinstance(value, float):
+                raise ValueError(f"{name} is no option here: give the labels of each task in tasks.")
+
+    def _refuse_absurd_tasks(self) -> None:
+        """Looks at the tasks before an object is made of each."""
+        if not isinstance(self.tasks, (list, tuple, type(None))):
+            raise ValueError(f"tasks={shortened(self.tasks)}: give a list of tasks.")
+        if len(self.tasks or ()) > MAX_TASKS:
+            raise ValueError(f"The config has {len(self.tasks):,} tasks: give {MAX_TASKS:,} at most.")
+        total = 0
+        for task in self.tasks or ():
+            name, labels = (task.name, task.labels) if isinstance(task, Task) else (None, ())
+            if isinstance(task, dict):
+                name, labels = task.get("name"), task.get("labels", ())
+                if not isinstance(labels, (list, tuple)):
+                    raise ValueError(f"Task {shortened(name)} has labels={shortened(labels)}: give a list of labels.")
+            elif not isinstance(task, Task):
+                raise ValueError(
+                    f"A task is given as a dict with name, problem_type and labels, not as {shortened(task)}."
+                )
+            total += len(labels)
+            if total > MAX_LABELS:
+                raise ValueError(f"The tasks have more than {MAX_LABELS:,} labels together, which cannot be meant.")
+            if any(isinstance(text, str) and len(text) > MAX_LABEL_LENGTH for text in (name, *labels)):
+                raise ValueError(
+                    f"Task {shortened(name)} has a name or label of more than {MAX_LABEL_LENGTH:,} characters: cut it."
+                )
+
     def _check_values(self) -> None:
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ValueError(f"Each task needs a name of its own, got {', '.join(names)}.")
-        if sum(task.num_labels for task in self.tasks) > MAX_LABELS:
-            raise ValueError(f"The tasks have more than {MAX_LABELS:,} labels together, which cannot be meant.")
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r}: use one of {', '.join(POOLINGS)}.")
+            raise ValueError(f"pooling={shortened(self.pooling)}: use one of {', '.join(POOLINGS)}.")
         if self.multilabel_reduction not in MULTILABEL_REDUCTIONS:
-            raise ValueError(
-                f"multilabel_reduction={self.multilabel_reduction!r}: use one of {', '.join(MULTILABEL_REDUCTIONS)}."
-            )
+            choices = ", ".join(MULTILABEL_REDUCTIONS)
+            raise ValueError(f"multilabel_reduction={shortened(self.multilabel_reduction)}: use one of {choices}.")
         for name in ("head_dropout", "loss_epsilon"):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise ValueError(f"{name}={getattr(self, name)!r}: use a number.")
+            if type(getattr(self, name)) not in (int, float):
+                raise ValueError(f"{name}={shortened(getattr(self, name))}: use a number.")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout={self.head_dropout}: use a probability of at least 0 and below 1.")
         if not 0 <= self.loss_epsilon <= 1e-6:
             raise ValueError(f"loss_epsilon={self.loss_epsilon}: use a number from 0 to 1e-6.")
+        if not isinstance(self.thresholds, (dict, type(None))):
+            raise ValueError(f"thresholds={shortened(self.thresholds)}: give a dict with the thresholds of each task.")
+        self.thresholds = dict(self.thresholds or {})
         for name, threshold in self.thresholds.items():
             task = next((task for task in self.tasks if task.name == name and task.is_multi_label), None)
             values = threshold if isinstance(threshold, (list, tuple)) else [threshold]
@@ -124,3 +205,19 @@ class ArtGraphViTConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "tasks": [task.to_dict() for task in self.tasks]}
+
+
+def load_backbone_config(name_or_path: str | os.PathLike, revision: str | None = None) -> Any:
+    """The config of a vision encoder, from a folder or the Hub; of an image-text model, that of its vision tower.
+
+    Code that lies beside the config is never run.
+
+    Raises:
+        OSError: if there is none.
+        ValueError: if transformers has no such model of its own, or a value cannot be meant.
+    """
+    values, _ = ArtGraphViTConfig.get_config_dict(name_or_path, revision=revision)
+    values.pop("auto_map", None)  # many models that transformers has by now still carry the code of their first days
+    config = build_backbone_config({"model_type": None, **values})  # a file must say what it is of
+    config.name_or_path = str(name_or_path)
+    return getattr(config, "vision_config", config)

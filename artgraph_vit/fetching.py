@@ -112,19 +112,21 @@ def _ask(asked: SplitResult, max_bytes: int, deadline: float) -> bytes | str:
     is_tls = asked.scheme == "https"
     host = (asked.hostname or "").encode("idna").decode("ascii")
     port = asked.port or (443 if is_tls else 80)
+    kind: Any = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
+    connection = kind(host, port, **({"context": ssl.create_default_context()} if is_tls else {}))
     clock = _Clock(_public_addresses(host, port, deadline), deadline)
+    connection._create_connection = clock.connect  # TLS still checks the certificate for the name of the host
+    target = (asked.path or "/") + (f"?{asked.query}" if asked.query else "")
     try:
-        kind: Any = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
-        connection = kind(host, port, **({"context": ssl.create_default_context()} if is_tls else {}))
-        connection._create_connection = clock.connect  # TLS still checks the certificate for the name of the host
-        target = quote(asked._replace(scheme="", netloc="", fragment="").geturl() or "/", safe="/?%:=&~+!$,;'@()*[]")
-        target = target if target.startswith("/") else f"/{target}"
-        connection.request("GET", target, headers={"User-Agent": "artgraph_vit", "Accept": "image/*"})
+        headers = {"User-Agent": "artgraph_vit", "Accept": "image/*", "Accept-Encoding": "identity"}
+        connection.request("GET", quote(target, safe="/?%:=&~+!$,;'@()*[]|"), headers=headers)
         with connection.getresponse() as response:
             content = _content(response, max_bytes)
         if clock.has_rung:  # what a cut connection gave looks like the end of a file
             raise TimeoutError
         return content
+    except Exception as error:
+        raise TimeoutError if clock.has_rung else error from None
     finally:
         clock.stop()
         connection.close()
@@ -163,10 +165,13 @@ class _Clock:
         """Stands in for `socket.create_connection`: connects to the addresses that were checked, and no others."""
         for row in self.rows:
             connected = socket.socket(row[0], socket.SOCK_STREAM)
+            connected.settimeout(max(0.001, self.deadline - time.monotonic()))
+            self._let_go()
+            self._handle = connected.dup()  # TLS takes the socket over; a second handle can still cut it
             try:
-                connected.settimeout(max(0.001, self.deadline - time.monotonic()))
+                if self.has_rung:
+                    raise TimeoutError
                 connected.connect(row[4])
-                self._handle = connected.dup()  # TLS takes the socket over; a second handle can still cut it
                 return connected
             except OSError as error:
                 connected.close()
@@ -175,6 +180,9 @@ class _Clock:
 
     def stop(self) -> None:
         self._timer.cancel()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._handle is not None:
             self._handle.close()
 

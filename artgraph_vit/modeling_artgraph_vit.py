@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbones import default_pooling, refuse_unsuitable, without_pooler
-from .configuration_artgraph_vit import ArtGraphViTConfig
+from .configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
 from .decisions import THRESHOLD, predicted_labels
+from .loading import refuse_incomplete, refuse_pickles
 from .losses import (
     join_task_losses,
     known_rows,
@@ -131,8 +132,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             OSError: if there is no such model, or it has no safetensors weights.
             ValueError: if a tensor of the backbone is not in the checkpoint.
         """
-        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        backbone_config = getattr(backbone_config, "vision_config", backbone_config)
+        backbone_config = load_backbone_config(name_or_path, revision)
         if os.path.exists(name_or_path):
             backbone_config.name_or_path = ""  # a path of this machine means nothing to who loads the model
         if hasattr(backbone_config, "use_mask_token"):
@@ -142,16 +142,18 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         if "pooling" not in config_options:
             config.pooling = default_pooling(model.backbone)
         if not from_scratch:
+            refuse_pickles(name_or_path, {"revision": revision})
             model.backbone, loading_info = AutoModel.from_pretrained(
                 name_or_path,
                 config=backbone_config,
                 revision=revision,
                 use_safetensors=True,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
                 **without_pooler(backbone_config),
             )
-            _refuse_incomplete(loading_info, name_or_path, ignore_unexpected=True)
+            refuse_incomplete(loading_info, name_or_path, ignore_unexpected=True)
             model.unfreeze_backbone()
         return model
 
@@ -162,14 +164,16 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         Raises:
             ValueError: names the tensors; pass `ignore_mismatched_sizes=True` to accept other shapes.
         """
-        kwargs["use_safetensors"] = True  # a pickled checkpoint can run code when it is read
+        # A pickled checkpoint can run code when it is read.
+        kwargs.update(use_safetensors=True, weights_only=True)
+        refuse_pickles(pretrained_model_name_or_path, kwargs)
         accept_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         model, loading_info = loaded
         accepted: dict[str, Any] = {"mismatched_keys": []} if accept_other_shapes else {}
-        _refuse_incomplete({**loading_info, **accepted}, pretrained_model_name_or_path)
+        refuse_incomplete({**loading_info, **accepted}, pretrained_model_name_or_path)
         return (model, loading_info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -361,24 +365,6 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             init.zeros_(self.log_variances)
         else:
             super()._init_weights(module)
-
-
-def _refuse_incomplete(
-    loading_info: Mapping[str, Any], name_or_path: str | os.PathLike, ignore_unexpected: bool = False
-) -> None:
-    problems = {
-        "lacks": loading_info["missing_keys"],
-        "has another shape for": loading_info["mismatched_keys"],
-        "holds, but the model has no place for,": [] if ignore_unexpected else loading_info["unexpected_keys"],
-    }
-    for problem, names in problems.items():
-        if names:
-            listed = ", ".join(sorted(str(name) for name in names)[:5])
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ValueError(
-                f"The checkpoint {str(name_or_path)!r} {problem} {len(names)} tensor(s): {listed}{more}. "
-                "It was made by another model or is damaged; nothing was loaded in part."
-            )
 
 
 ArtGraphViTConfig.register_for_auto_class()

@@ -86,7 +86,7 @@ class ArtGraphPipeline(Pipeline):
         hub = {name: kwargs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
         loading = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
         model = ArtGraphViTForImageClassification.from_pretrained(repo, revision=revision, **hub, **loading)
-        image_processor = AutoImageProcessor.from_pretrained(repo, revision=revision, **hub)
+        image_processor = AutoImageProcessor.from_pretrained(repo, revision=revision, trust_remote_code=False, **hub)
         return cls(model, image_processor, task=PIPELINE_TASK, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -111,10 +111,10 @@ class ArtGraphPipeline(Pipeline):
 
         Returns:
             For a picture a dict that maps each task to a list of `{"label": str, "score": float}`, by score: the
-            `top_k` of a single-label task; of a multi-label task all above their thresholds, which may be none. An entry of
-            `other` has a key `means`, which says what it stands for. For several pictures a list of such dicts, or an
-            iterator for a dataset or iterable; a picture that cannot be read gives `{"error": why}`. The pictures of a
-            folder, in the order of their names, also have their `file`.
+            `top_k` of a single-label task; of a multi-label task all above their thresholds, which may be none. An
+            entry of `other` has a key `means`, which says what it stands for. For several pictures a list of such
+            dicts, or an iterator for a dataset or iterable; a picture that cannot be read gives `{"error": why}`. The
+            pictures of a folder, in the order of their names, also have their `file`.
 
         Raises:
             ValueError: if an option is wrong, or the picture cannot be read if it is the only one.
@@ -123,6 +123,8 @@ class ArtGraphPipeline(Pipeline):
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             files = pictures_in_folder(Path(images))
             answers = super().__call__([str(file) for file in files], **options) if files else []
+            if options.get("embedding"):
+                return answers
             return [{"file": str(file), **answer} for file, answer in zip(files, answers, strict=True)]
         if getattr(images, "ndim", None) == 4:
             images = list(images)
@@ -133,11 +135,13 @@ class ArtGraphPipeline(Pipeline):
             if isinstance(answer, dict) and "error" in answer:
                 raise ValueError(f"The picture cannot be read: {answer['error']}.")
             return answer
-        if not isinstance(images, Iterable):
+        is_sequence = isinstance(images, Iterable) or hasattr(images, "__getitem__")  # such as a map-style dataset
+        if not is_sequence or hasattr(images, "read"):  # the lines of an open file are no pictures
             raise TypeError(
                 f"{type(images).__name__} is no form of a picture: give a path, bytes, an image or an array."
             )
-        return super().__call__((image for image in _undecoded(images)), **options)
+        answers = super().__call__((image for image in _undecoded(images)), **options)
+        return (answer for answer in answers)  # what transformers returns knows no next()
 
     def embed(self, images: Any, **options: Any) -> Tensor:
         """Vectors for search: what the heads see of each picture, at length 1, so that a dot product is a cosine.
@@ -157,9 +161,9 @@ class ArtGraphPipeline(Pipeline):
             return answers
         vectors = []
         for number, answer in enumerate(answers):
-            if isinstance(answer, dict) and "error" in answer:
+            if isinstance(answer, dict):
                 raise ValueError(f"Picture {number} cannot be read: {answer['error']}.")
-            vectors.append(answer["embedding"] if isinstance(answer, dict) else answer)
+            vectors.append(answer)
         return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
 
     @staticmethod
@@ -203,7 +207,8 @@ class ArtGraphPipeline(Pipeline):
         try:
             picture = self._picture(image, fetch_urls)
         except (BadPictureError, FetchError) as error:
-            return {"pixel_values": self._blank, "error": getattr(error, "reason", None) or str(error).rstrip(".")}
+            reason = getattr(error, "reason", None) or str(error)
+            return {"pixel_values": self._blank, "error": reason.rstrip(".")}
         return {"pixel_values": self._image_processor(picture, return_tensors="pt")["pixel_values"], "error": None}
 
     def _picture(self, image: Any, fetch_urls: bool) -> Image.Image:
@@ -226,9 +231,12 @@ class ArtGraphPipeline(Pipeline):
         if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
             return read_picture(image, at_least=decoding_side(self._image_processor))
         if isinstance(image, Image.Image):
+            if 0 in image.size:
+                raise BadPictureError(None, "it has no pixels")
             try:
+                image.load()  # of a file that Pillow opened the pixels are read only now
                 return upright_rgb(image)
-            except Exception as error:  # of a file that Pillow opened and whose pixels are read only now
+            except Exception as error:
                 raise BadPictureError(None, str(error) or type(error).__name__) from error
         raise TypeError(
             f"{type(image).__name__} is no form of a picture: give a path, bytes, an image or an array"
@@ -236,7 +244,7 @@ class ArtGraphPipeline(Pipeline):
         )
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        pixel_values = model_inputs["pixel_values"].to(self.model.dtype)  # (B, 3, H, W)
+        pixel_values = model_inputs["pixel_values"].to(self.model.backbone.dtype)  # (B, 3, H, W)
         output = self.model(pixel_values=pixel_values)
         logits = {f"{name} logits": values.float() for name, values in output.logits.items()}  # each (B, C)
         return {"pooled": output.pooled.float(), **logits, "error": model_inputs["error"]}
@@ -257,7 +265,7 @@ class ArtGraphPipeline(Pipeline):
         known = {task.name: task for task in self.model.config.tasks}
         return {
             name: ranked_labels(outputs[f"{name} logits"], known[name], top_k, stored.get(name, THRESHOLD))[0]
-            for name in tasks or known
+            for name in (known if tasks is None else tasks)
         }
 
 
@@ -312,7 +320,7 @@ def _undecoded(images: Any) -> Iterator[Any]:
         feature = (images.features or {}).get("image")
         if feature is not None and hasattr(feature, "decode"):
             images = images.cast_column("image", type(feature)(decode=False))
-        elif hasattr(images, "decode"):
+        elif images.features and hasattr(images, "decode"):
             images = images.decode(False)
     yield from images
 

@@ -15,10 +15,10 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, TrainingArguments
+from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
 from ..backbones import refuse_unsuitable
-from ..configuration_artgraph_vit import ArtGraphViTConfig
+from ..configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
 from ..data import (
     DataError,
     PictureTransform,
@@ -100,10 +100,11 @@ def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
         UserError: if there is no such backbone, or an option of the model has a wrong value.
     """
     with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
-        backbone_config = AutoConfig.from_pretrained(model.backbone, revision=model.backbone_revision)
-        backbone_config = getattr(backbone_config, "vision_config", backbone_config)
+        backbone_config = load_backbone_config(model.backbone, model.backbone_revision)
         refuse_unsuitable(backbone_config, model.pooling)
-        image_processor = AutoImageProcessor.from_pretrained(model.backbone, revision=model.backbone_revision)
+        image_processor = AutoImageProcessor.from_pretrained(
+            model.backbone, revision=model.backbone_revision, trust_remote_code=False
+        )
     with _as_user_error("The options of the model are wrong"):
         ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
     return image_processor
@@ -124,7 +125,7 @@ def load_checkpoint(
             raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
     with _as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
         model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
-        return model, AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        return model, AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
 
 
 @contextmanager
