@@ -18,7 +18,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".jpg", ".parquet", ".npy")
+# Of https://huggingface.co/docs/hub/repositories-licenses those that anybody here would name.
+LICENSE = (
+    r"apache-2\.0|mit|isc|bsd(-[23]-clause)?|cc|cc0-1\.0|cc-by(-nc)?(-nd|-sa)?-[234]\.0|[al]?gpl(-3\.0)?|mpl-2\.0|"
+    r"openrail(\+\+)?|odbl|odc-by|pddl|unlicense|unknown|other"
+)
 
 
 @dataclass
@@ -48,13 +55,19 @@ class Refusal(Exception):
 
 
 class HubServer:
-    """Starts with `with HubServer({token: user}) as server:`; `server.url` is the `HF_ENDPOINT`."""
+    """Starts with `with HubServer({token: user}) as server:`; `server.url` is the `HF_ENDPOINT`.
+
+    `server.requests` are "METHOD /path" of all that were answered; one that fits a pattern of `server.failures` breaks
+    off half read, with no answer, until the pattern is taken out.
+    """
 
     def __init__(self, tokens: dict[str, str]):
         self.tokens = tokens
         self.repos: dict[tuple[str, str], Repository] = {}
         self.lfs: dict[str, bytes] = {}
+        self.requests: list[str] = []
         self.unknown_requests: list[str] = []
+        self.failures: list[str] = []
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -77,6 +90,52 @@ class HubServer:
         return [commit.message for commit in self.repos[kind, repo_id].branches[revision]]
 
 
+def card_errors(content: str) -> list[str]:
+    """What is wrong with the metadata of a card: as far as this Hub knows what the real one checks."""
+    block = re.match(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", content, re.S)
+    if block is None:
+        return []  # the real one warns
+    try:
+        data = yaml.safe_load(block[1]) or {}
+    except yaml.YAMLError as error:
+        return [f"Invalid YAML: {' '.join(str(error).split())}"]
+    if not isinstance(data, dict):
+        return ["The metadata is not a mapping"]
+    errors = []
+    for name in _listed(data.get("license")):
+        if not re.fullmatch(LICENSE, str(name)):
+            errors.append('"license" must be one of [apache-2.0, mit, ...]')
+    for code in _listed(data.get("language")):
+        if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", str(code)):
+            errors.append(f'"language" with value "{code}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code')
+    for key in ("datasets", "tags", "metrics"):
+        if not all(isinstance(value, str) for value in _listed(data.get(key))):
+            errors.append(f'"{key}" must be an array of strings')
+    for place, model in enumerate(data.get("model-index") or []):
+        if not isinstance(model.get("name"), str):
+            errors.append(f'"model-index[{place}].name" is required')
+        for result in model.get("results") or []:
+            needed = {"task": ("type",), "dataset": ("type", "name")}
+            for part, names in needed.items():
+                errors += [
+                    f'"model-index[{place}].results.{part}.{name}" is required'
+                    for name in names
+                    if not isinstance((result.get(part) or {}).get(name), str)
+                ]
+            for metric in result.get("metrics") or [{}]:
+                if not isinstance(metric.get("type"), str) or "value" not in metric:
+                    errors.append(f'"model-index[{place}].results.metrics" need a type and a value')
+    return errors
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _git_oid(data: bytes) -> str:
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
 def _commit_sha(parent: str, message: str, files: dict[str, bytes]) -> str:
     digest = hashlib.sha1(f"{parent}\n{message}".encode())
     for path in sorted(files):
@@ -85,7 +144,7 @@ def _commit_sha(parent: str, message: str, files: dict[str, bytes]) -> str:
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _git_oid(data)}
     if path.endswith(LFS_SUFFIXES):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
     return entry
@@ -123,7 +182,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        request = f"{self.command} {url.path}"
+        if any(re.search(pattern, request) for pattern in self.hub.failures):
+            self.rfile.read(min(10, int(self.headers.get("Content-Length") or 0)))
+            self.close_connection = True
+            return
         self.data = self._body()
+        self.hub.requests.append(request)
         try:
             with self.hub.lock:
                 for method, pattern, route in ROUTES:
@@ -200,7 +265,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"standardEnvVars": [], "harnesses": {}})
 
     def validate_yaml(self) -> None:
-        self._answer(200, {"errors": [], "warnings": []})
+        errors = card_errors(json.loads(self.data)["content"])
+        if "text/plain" in self.headers.get("Accept", ""):
+            text = "\n".join(f"- Error: {error}" for error in errors)
+            return self._answer(400 if errors else 200, text.encode(), {"Content-Type": "text/plain"})
+        answer = {"errors": [{"message": error} for error in errors], "warnings": []}
+        return self._answer(400 if errors else 200, answer)
 
     def info(self, kind: str, repo_id: str, revision: str = "main") -> None:
         repo, commit = self._repo(repo_id, kind), self._at(repo_id, revision, kind)
@@ -280,19 +350,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, kind: str, repo_id: str, revision: str) -> None:
         self._repo(repo_id, kind, write="create_pr" not in self.query)
+        there = self._at(repo_id, revision, kind).files
+
+        def oid(path: str) -> str | None:
+            entry = _entry(path, there[path]) if path in there else {}
+            return entry.get("lfs", entry).get("oid")
+
         files = [
             {
                 "path": asked["path"],
                 "uploadMode": "lfs" if asked["path"].endswith(LFS_SUFFIXES) else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": oid(asked["path"]),
             }
             for asked in json.loads(self.data)["files"]
         ]
         self._answer(200, {"files": files})
 
     def lfs_batch(self, repo_id: str, kind: str = "models") -> None:
-        self._repo(repo_id, kind, write=True)
+        self._repo(repo_id, kind)
+        if self.user is None:
+            raise Refusal(401, "", "Log in first.")
         objects = []
         for asked in json.loads(self.data)["objects"]:
             address = {"href": f"{self.hub.url}/lfs/{asked['oid']}"}
@@ -331,9 +409,13 @@ class _Handler(BaseHTTPRequestHandler):
                 files = {path: data for path, data in files.items() if not path.startswith(value["path"])}
             else:
                 raise Refusal(400, "", f"Unknown operation {key}.")
+        if errors := card_errors(files.get("README.md", b"").decode()):
+            raise Refusal(400, "", f"Invalid metadata in README.md: {errors[0]}")
         made = Commit(_commit_sha(parent.sha, message, files), message, files)
         pull: dict[str, Any] = {}
         if is_pull:
+            if revision not in repo.branches:
+                raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
             repo.branches[f"refs/pr/{number}"] = [parent, made]
             pull = {"pullRequestUrl": f"{self.hub.url}/{repo_id}/discussions/{number}"}

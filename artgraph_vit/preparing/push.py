@@ -7,8 +7,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..errors import UserError
-from ..reporting.push import HUB_ERRORS
+from ..hub import hub_errors
 
 PUBLISHED = ("data/*.parquet", "figures/*.png", "vocabulary.json", "report.json")
 
@@ -32,7 +31,7 @@ def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token:
     card = (folder / "README.md").read_text(encoding="utf-8")
     card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
     api = HfApi(token=token)
-    try:
+    with hub_errors(f"{folder} could not be pushed to {repo_id}"):
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         files = sorted(path for pattern in PUBLISHED for path in folder.glob(pattern))
         changes: list[Any] = [CommitOperationAdd(str(path.relative_to(folder)), path) for path in files]
@@ -43,9 +42,4 @@ def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token:
         commit = api.create_commit(
             repo_id, changes, repo_type="dataset", commit_message="Upload artworks prepared for training"
         )
-    except HUB_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{folder} could not be pushed to {repo_id}: {reason.rstrip('.')}. When that is mended, start again."
-        ) from error
     return commit.commit_url

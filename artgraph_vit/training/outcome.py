@@ -136,6 +136,8 @@ def finish_run(
         "card": dataclasses.asdict(card),
         "data": {
             "source": _portable(data_args.source),
+            "config": data_args.dataset_config,
+            "revision": data_args.dataset_revision,
             **{f"{name}_rows": len(rows) for name, rows in splits.items()},
         },
     }
