@@ -24,6 +24,7 @@ MAX_FILE = 250_000_000  # bytes
 MAX_METADATA = 8_000_000  # bytes
 MAX_READS = 300_000
 MAX_SIDE = 65_535  # pixels, as in most formats: in a BMP of one long row a byte can skip gigabytes
+MAX_RATIO = 200  # of the sides: resized by the shorter one, a longer strip would fill the memory
 MAX_SCANNED = 1_500_000_000  # pixels in all scans of a progressive JPEG together
 MAX_RLE = 20_000_000  # pixels of a compressed BMP, which Pillow decodes in Python
 
@@ -123,7 +124,12 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """A picture that Pillow has opened, in mode RGB and the right way up, on white where it is transparent."""
+    """A picture that Pillow has opened, in mode RGB and the right way up, on white where it is transparent.
+
+    Raises:
+        ValueError: if it is a strip so long that resizing it would fill the memory.
+    """
+    _refuse_strip(picture)
     turn = TURNS.get(_orientation(picture))
     rgb = _to_rgb(picture)
     return rgb if turn is None else rgb.transpose(turn)
@@ -155,9 +161,16 @@ def _refuse_costly(picture: Any, data: bytes) -> None:
         raise ValueError(f"a compressed BMP of {pixels / 1e6:.1f} megapixels would take too long")
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height} pixels, of which a side may have {MAX_SIDE}")
+    _refuse_strip(picture)
     if pixels * bytes_per_pixel + len(data) > MAX_MEMORY:
         most = (MAX_MEMORY - len(data)) / bytes_per_pixel
         raise ValueError(f"{pixels / 1e6:.1f} megapixels, of which such a {kind} may have {max(0, most / 1e6):.1f}")
+
+
+def _refuse_strip(picture: Image.Image) -> None:
+    width, height = picture.size
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels, of which one side may be {MAX_RATIO} times as long as the other")
 
 
 def _orientation(picture: Image.Image) -> int:

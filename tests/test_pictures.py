@@ -176,6 +176,7 @@ def costly_pictures() -> dict[str, tuple[bytes, str]]:
         "webp": (webp_canvas(8_000), r"64.0 megapixels, of which such a WEBP may have 55.6"),
         "tiff": (tiff(8_000, 8_000, 8, b""), r"64.0 megapixels, of which such a TIFF may have 62.5"),
         "tile": (tiff(16, 16, 8, b"", t322=9_600, t323=9_600, t324=8, t325=9), r"92.2 megapixels, of which"),
+        "strip": (png(60_000, 200), r"60000 x 200 pixels, of which one side may be 200 times as long"),
         "row": (bmp_rle(70_000, 1), r"70000 x 1 pixels, of which a side may have 65535"),
         "rle": (bmp_rle(5_000, 5_000), r"a compressed BMP of 25.0 megapixels would take too long"),
         "text": (b"P3 2 1 255\n1 2 3 4 5 6\n", r"a PPM in plain text or of an odd depth would take too long"),
