@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 DEEPSPEED := $(VENV)/deepspeed
 
-.PHONY: demo test quality bench clean
+.PHONY: demo app test quality bench clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py configs/demo.yaml
+
+app: $(VENV)/installed
+	$(BIN)/python scripts/app.py runs/demo
 
 # Beside the environment, for its tests alone: accelerate imports it in every process wherever it finds it.
 $(DEEPSPEED)/installed: $(VENV)/installed

@@ -1,0 +1,48 @@
+"""Serves a page that shows what a model sees in a picture: ranked labels, a sentence, where it looks, what is near.
+
+    python scripts/app.py runs/demo
+    python scripts/app.py your-name/artgraph-vit --index runs/vectors --port 8000
+
+Expect its address, by default http://127.0.0.1:7860, which only this machine can open; Ctrl-C ends it. An index is a
+folder that scripts/predict.py --embeddings wrote.
+"""
+
+import argparse
+from pathlib import Path
+
+from transformers.utils import logging
+
+from artgraph_vit import ArtGraphPipeline
+from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.pipeline_artgraph_vit import PIPELINE_TASK
+from artgraph_vit.training.setup import load_checkpoint
+
+DEMO = "runs/demo"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default=DEMO, help=f"folder or Hub id of a model, by default {DEMO}")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--index", type=Path, help="folder of predictions with vectors, to show the nearest artworks")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind; 0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7860, help="port to bind, by default 7860")
+    args = parser.parse_args()
+    try:
+        from artgraph_vit.app import serve
+    except ImportError as error:
+        raise UserError("The page needs Gradio: pip install 'artgraph_vit[app]'.") from error
+    if args.model == DEMO and not Path(DEMO, "config.json").is_file():
+        raise UserError(f"There is no model in {DEMO}: run make demo first, or give a model.")
+    logging.disable_progress_bar()
+    model, image_processor = load_checkpoint(args.model, args.revision)
+    index = None
+    if args.index:
+        from artgraph_vit.search import EmbeddingIndex  # here, since it needs FAISS
+
+        index = EmbeddingIndex.load(args.index, model)
+    serve(ArtGraphPipeline(model, image_processor, task=PIPELINE_TASK), index, host=args.host, port=args.port)
+
+
+if __name__ == "__main__":
+    run_script(main)
