@@ -30,7 +30,8 @@ test: $(VENV)/installed $(DEEPSPEED)/installed
 
 bench: $(VENV)/installed
 	mkdir -p runs/bench
-	set -e; for name in training_step frozen_features evaluation_memory scaling input_pipeline; do \
+	set -e; for name in training_step frozen_features evaluation_memory scaling input_pipeline \
+	  prediction onnx_latency; do \
 	  $(BIN)/python benchmarks/$$name.py --out runs/bench/$$name.md; done
 
 quality: $(VENV)/installed

@@ -13,7 +13,15 @@ from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 COLUMNS = ["what", "ours", "compared with", "ratio (min to max)", "target"]
-LINES = {"training_step": 5, "frozen_features": 3, "evaluation_memory": 5, "scaling": 10, "input_pipeline": 19}
+LINES = {
+    "training_step": 5,
+    "frozen_features": 3,
+    "evaluation_memory": 5,
+    "scaling": 10,
+    "input_pipeline": 19,
+    "onnx_latency": 10,
+    "prediction": 2,
+}
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
