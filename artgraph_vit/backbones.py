@@ -41,12 +41,16 @@ def without_pooler(backbone_config: Any) -> dict[str, bool]:
 
 def has_pooler(backbone_config: Any) -> bool:
     """Whether the backbone gives a `pooler_output` that was trained with it."""
-    return not without_pooler(backbone_config) and getattr(backbone_config, "vision_use_head", True)
+    return not without_pooler(backbone_config) and all(
+        getattr(backbone_config, name, True)
+        for name in ("vision_use_head", "use_head")  # SigLIP's, AIMv2's
+    )
 
 
 def default_pooling(backbone: PreTrainedModel) -> str:
     """The pooling that fits a backbone: `"cls"`, `"pooler"` (its own, trained with it) or `"mean"`."""
-    if any(name.endswith("cls_token") for name, _ in backbone.named_parameters()):
+    names = [name for name, _ in backbone.named_parameters()]
+    if any(name.endswith("cls_token") and not name.startswith("head.") for name in names):  # AIMv2's pooler has one
         return "cls"
     return "pooler" if has_pooler(backbone.config) else "mean"
 

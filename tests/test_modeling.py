@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Aimv2VisionConfig,
     AutoModel,
     CLIPConfig,
     Dinov2Config,
@@ -93,7 +94,8 @@ def save_backbone(config, folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("config_class", "pooling"), [(ViTConfig, "cls"), (Dinov2Config, "cls"), (SiglipVisionConfig, "pooler")]
+    ("config_class", "pooling"),
+    [(ViTConfig, "cls"), (Dinov2Config, "cls"), (SiglipVisionConfig, "pooler"), (Aimv2VisionConfig, "pooler")],
 )
 def test_heads_on_a_backbone_keep_its_weights_and_read_the_right_vector(tmp_path, tasks, tiny, config_class, pooling):
     backbone = save_backbone(config_class(**tiny), tmp_path)

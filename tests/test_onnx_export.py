@@ -376,7 +376,7 @@ def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
         ((folder, tmp_path / "model.pt"), "let it end in .onnx"),
         ((folder, tmp_path / "none" / "model.onnx"), "There is no folder"),
         ((tmp_path / "nothing", out), "cannot be loaded"),
-        ((folder, out, "--pictures", pictures), "There is no picture"),
+        ((folder, out, "--pictures", pictures), "holds no picture"),
     ):
         with pytest.raises(UserError, match=message):
             call(script, monkeypatch, *arguments)
