@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
 from .backbones import build_backbone_config
-from .limits import one_line, refuse_absurd, refuse_code, shortened
+from .limits import MAX_PARAMETERS, one_line, refuse_absurd, refuse_code, shortened
 from .tasks import Task
 
 POOLINGS = ("cls", "mean", "pooler")
@@ -28,6 +28,7 @@ MAX_LABEL_LENGTH = 1_000  # characters
 # Names that transformers itself writes into a config.json although they are no fields of a config.
 _WRITTEN_BY_TRANSFORMERS = {"auto_map", "model_type", "torch_dtype", "attn_implementation", "num_labels"} | {
     "custom_pipelines",
+    "quantization_config",
     "use_cache",
     "name_or_path",
     "output_attentions",
@@ -93,6 +94,7 @@ class ArtGraphViTConfig(PreTrainedConfig):
         self._refuse_absurd_tasks()
         self.tasks = [Task.from_dict(task) for task in self.tasks or ()]
         self._check_values()
+        self._refuse_absurd_heads()
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -196,6 +198,13 @@ class ArtGraphViTConfig(PreTrainedConfig):
                     f"thresholds[{name!r}] must be one number, or one for each of the {task.num_labels} labels, "
                     "above 0 and below 1."
                 )
+
+    def _refuse_absurd_heads(self) -> None:
+        if self.hidden_size * sum(task.num_labels for task in self.tasks) > MAX_PARAMETERS // 10:
+            raise ValueError(
+                f"The heads would have more than {MAX_PARAMETERS // 10**10} billion parameters together: give fewer "
+                "labels or a smaller backbone."
+            )
 
     @property
     def hidden_size(self) -> int:

@@ -41,8 +41,9 @@ def named_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Of two runs in one folder the second is refused; the lock, on the folder itself, goes with the process."""
+def alone_in(folder: Path, called: Path | None = None) -> Iterator[None]:
+    """Of two runs in one folder the second is refused; the lock, on the folder itself, goes with the process. An error
+    calls it `called`, if it is a part of what the user named so."""
     with named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -50,6 +51,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise UserError(f"Another run is writing to {folder}: wait for it, or choose another folder.") from error
+        raise UserError(
+            f"Another run is writing to {called or folder}: wait for it, or choose another folder."
+        ) from error
     finally:
         os.close(lock)

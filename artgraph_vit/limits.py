@@ -35,6 +35,9 @@ _BACKBONE_LIMITS = tuple(
 )
 # Of a name that the lines above do not know: a length, or anything else, such as a period or a token.
 _MOST_OF_A_LENGTH, _MOST_OF_ALL = 1_000_000, 1 << 24
+# By these a detector names the model under it, which transformers looks up on the Hub while it builds the config.
+_OTHER_MODELS = ("backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone")
+MAX_SIDE = 4_096  # pixels of a side that an image processor may make
 
 
 def refuse_absurd(values: Mapping[str, Any], level: int = 1) -> None:
@@ -115,6 +118,11 @@ def refuse_code(values: Mapping[str, Any]) -> None:
         elif name in ("dtype", "torch_dtype") and isinstance(value, str):
             if not isinstance(getattr(torch, value, None), torch.dtype):
                 raise ValueError(f"{name}={shortened(value)}: use the name of a type of PyTorch, such as 'float32'.")
+        elif name in _OTHER_MODELS and value:
+            raise ValueError(
+                f"A backbone's config cannot name another model to fetch ({name}={shortened(value)}): choose a vision "
+                "encoder that is described by its own config."
+            )
         elif name == "transformers_weights":
             raise ValueError("A config cannot name the file of its weights (transformers_weights): remove it.")
         elif str(name).startswith("__") or callable(getattr(PreTrainedConfig, str(name), None)):
@@ -142,3 +150,18 @@ def shortened(value: Any) -> str:
 def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+def refuse_absurd_processor(image_processor: Any) -> None:
+    """Looks at the sizes that an image processor makes, before it makes any.
+
+    Raises:
+        ValueError: if one cannot be meant.
+    """
+    for name in ("size", "crop_size", "pad_size"):
+        sizes = getattr(image_processor, name, None) or {}
+        for side in _leaves(list(dict(sizes).values()) if not isinstance(sizes, int) else [sizes], 1):
+            if side is not None and (type(side) is not int or not 1 <= side <= MAX_SIDE):
+                raise ValueError(
+                    f"The image processor has {name}={shortened(side)}: use an integer from 1 to {MAX_SIDE:,}."
+                )

@@ -212,7 +212,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 the batch is a part of an optimizer step (0 for a task with no known row in the whole step);
                 by default those of this batch.
             log_term_share (`float`, *optional*, defaults to 1): the part of the log σ terms this batch carries.
-            output_hidden_states, output_attentions (`bool`, *optional*): return the backbone's.
+            output_hidden_states, output_attentions (`bool`, *optional*, default to the config's): return the
+                backbone's.
 
         Returns:
             [`ArtGraphViTOutput`], or its values as a tuple with `return_dict=False`.
@@ -227,10 +228,12 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             raise ValueError("pixel_values are bytes: make floats of them with artgraph_vit.data.PixelNormalizer.")
         features: Any = {}
         if pooled is None:
-            asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            given = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            asked = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_is_frozen):
+                # Some backbones know only one of the two.
                 features = self.backbone(
-                    pixel_values=pixel_values, **{name: value for name, value in asked.items() if value is not None}
+                    pixel_values=pixel_values, **{name: True for name, is_asked in asked.items() if is_asked}
                 )
                 pooled = self._pool(features)  # (B, hidden)
         dropped = self.dropout(pooled)
@@ -255,7 +258,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             hidden_states=features.get("hidden_states"),
             attentions=features.get("attentions"),
         )
-        return output if return_dict is None or return_dict else output.to_tuple()
+        as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
+        return output.to_tuple() if as_tuple else output
 
     def loss_numerators(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """The numerator of each task's loss over the rows given, shape `(T,)`."""

@@ -96,7 +96,7 @@ def _tasks(prediction: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[st
 
 
 def _is_unknown(entry: Mapping[str, Any]) -> bool:
-    return entry["label"].lower().startswith("unknown")
+    return not entry["label"].strip() or entry["label"].lower().startswith("unknown")
 
 
 def _artist(entry: Mapping[str, Any] | None) -> str:

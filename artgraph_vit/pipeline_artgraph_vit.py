@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, Pipeline
 
 from .decisions import THRESHOLD, label_scores, predicted_labels
 from .fetching import FetchError, fetch_picture
+from .limits import refuse_absurd_processor
 from .modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .museum_label import describe
 from .pictures import BadPictureError, decoding_side, read_picture, upright_rgb
@@ -36,6 +37,8 @@ TRAVELLING_PIPELINE = {
     }
 }
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+MODEL_OPTIONS = ("dtype", "variant", "attn_implementation", "device_map")
 RESERVED = ("error", "file")  # keys of an answer that are no task
 
 
@@ -67,6 +70,7 @@ class ArtGraphPipeline(Pipeline):
                 raise ValueError(
                     f"The answers of a pipeline have the key {task.name!r}, which is a task of this model."
                 )
+        refuse_absurd_processor(image_processor)
         super().__init__(model=model.eval(), image_processor=image_processor, **kwargs)
         self._image_processor = image_processor
         blank = image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")
@@ -81,10 +85,11 @@ class ArtGraphPipeline(Pipeline):
         Args:
             repo (`str` or `PathLike`): a folder or Hub id.
             revision (`str`, *optional*): branch, tag or commit on the Hub.
-            kwargs: `token`, `cache_dir`, `local_files_only` and `dtype` for loading; the others for the pipeline.
+            kwargs: what loading takes (`token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`;
+                `dtype`, `variant`, `attn_implementation` and `device_map` for the model); the others for the pipeline.
         """
-        hub = {name: kwargs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
-        loading = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        loading = {name: kwargs.pop(name) for name in MODEL_OPTIONS if name in kwargs}
         model = ArtGraphViTForImageClassification.from_pretrained(repo, revision=revision, **hub, **loading)
         image_processor = AutoImageProcessor.from_pretrained(repo, revision=revision, trust_remote_code=False, **hub)
         return cls(model, image_processor, task=PIPELINE_TASK, **kwargs)
@@ -99,7 +104,7 @@ class ArtGraphPipeline(Pipeline):
 
         Args:
             images: a picture, which is a path, bytes, a PIL picture, an array or tensor of uint8 `(H, W)`,
-                `(H, W, 3)` or `(H, W, 4)`, or an undecoded `datasets.Image`; or several: a list, an array
+                `(H, W, 3)`, `(H, W, 4)` or `(3, H, W)`, or an undecoded `datasets.Image`; or several: a list, an array
                 `(N, H, W, 3)`, a folder, a `datasets` dataset with a column `image`, or any iterable of pictures.
             tasks (`str` or `list[str]`, *optional*): by default all of the model.
             top_k (`int`, *optional*, defaults to 5): labels of a single-label task, the best first.
@@ -118,7 +123,7 @@ class ArtGraphPipeline(Pipeline):
 
         Raises:
             ValueError: if an option is wrong, or the picture cannot be read if it is the only one.
-            TypeError: if it is no form of a picture.
+            TypeError: if it is no form of a picture or of several, or a dataset has no column `image`.
         """
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             files = pictures_in_folder(Path(images))
@@ -214,7 +219,7 @@ class ArtGraphPipeline(Pipeline):
     def _picture(self, image: Any, fetch_urls: bool) -> Image.Image:
         if isinstance(image, Mapping) and "image" in image:  # a row of a dataset
             image = image["image"]
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
+        if isinstance(image, str) and image[:8].lower().startswith(("http://", "https://")):
             if not fetch_urls:
                 raise FetchError(f"{image} is an address: pass fetch_urls=True to have it fetched")
             image = fetch_picture(image)
@@ -238,9 +243,10 @@ class ArtGraphPipeline(Pipeline):
                 return upright_rgb(image)
             except Exception as error:
                 raise BadPictureError(None, str(error) or type(error).__name__) from error
-        raise TypeError(
-            f"{type(image).__name__} is no form of a picture: give a path, bytes, an image or an array"
-            f"{', or rename the column of the pictures to image' if isinstance(image, Mapping) else ''}."
+        if isinstance(image, Mapping):
+            raise TypeError(f"A row with {', '.join(map(str, image))} has no picture: call its column image.")
+        raise BadPictureError(
+            None, f"{type(image).__name__} is no form of a picture: give a path, bytes, an image or an array"
         )
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
@@ -298,12 +304,17 @@ def _entry(task: Task, index: int, score: float) -> dict[str, Any]:
 
 
 def pictures_in_folder(folder: Path) -> list[Path]:
-    """The files in a folder, and in those in it, that are called as pictures are; sorted by name.
+    """The files in a folder, and in those in it, also by links, that are called as pictures are; sorted by name.
 
     Raises:
         ValueError: if there is none.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
+    files, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
+        files += [Path(here, name) for name in names if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+    files = sorted(file for file in files if file.is_file())
     if not files:
         raise ValueError(f"The folder {folder} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
     return files
@@ -316,21 +327,23 @@ def _is_one_picture(images: Any) -> bool:
 
 def _undecoded(images: Any) -> Iterator[Any]:
     """Of a `datasets` dataset its rows with pictures as they are stored, so that a bad one does not end the pass."""
-    if hasattr(images, "cast_column") and hasattr(images, "features"):
-        feature = (images.features or {}).get("image")
-        if feature is not None and hasattr(feature, "decode"):
-            images = images.cast_column("image", type(feature)(decode=False))
-        elif images.features and hasattr(images, "decode"):
-            images = images.decode(False)
+    features = getattr(images, "features", None) or {}
+    if features and hasattr(images, "decode"):  # of a stream; a cast would not undo what threads decode ahead
+        images = images.decode(False)
+    elif hasattr(features.get("image"), "decode") and hasattr(images, "cast_column"):
+        images = images.cast_column("image", type(features["image"])(decode=False))
     yield from images
 
 
 def _from_array(array: Any) -> Image.Image:
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] not in (3, 4):
+        array = array.transpose(1, 2, 0)  # (H, W, 3), of a tensor as torch has them
     if array.dtype.name != "uint8" or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise TypeError(
-            f"An array of {array.dtype.name} and shape {tuple(array.shape)} is no picture: give uint8 of shape (H, W)"
-            ", (H, W, 3) or (H, W, 4)."
+        raise BadPictureError(
+            None,
+            f"an array of {array.dtype.name} and shape {tuple(array.shape)} is no picture: give uint8 of shape (H, W)"
+            ", (H, W, 3), (H, W, 4) or (3, H, W)",
         )
     return Image.fromarray(array)

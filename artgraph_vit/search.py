@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .data.sources import DataError
 from .errors import UserError
-from .modeling_artgraph_vit import ArtGraphViTForImageClassification
-from .predicting.predict import OWN_COLUMNS, REPORT, weights_digest
+from .pipeline_artgraph_vit import ArtGraphPipeline
+from .predicting.predict import OWN_COLUMNS, REPORT, model_digest
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class EmbeddingIndex:
     artworks: Dataset
 
     @classmethod
-    def load(cls, folder: str | Path, model: ArtGraphViTForImageClassification) -> EmbeddingIndex:
+    def load(cls, folder: str | Path, pipe: ArtGraphPipeline) -> EmbeddingIndex:
         """Reads predictions and indexes their vectors.
 
         Args:
             folder (`str` or `Path`): written by `scripts/predict.py --embeddings`.
-            model ([`ArtGraphViTForImageClassification`]): the one that made them, since vectors of two models have
-                nothing to do with each other.
+            pipe ([`ArtGraphPipeline`]): of the model that made them, since vectors of two models have nothing to do
+                with each other.
 
         Raises:
             UserError: if the folder holds no such predictions, or another model made them, or FAISS is missing.
@@ -53,7 +53,8 @@ class EmbeddingIndex:
             raise DataError(f"{folder} holds no finished predictions: make them with scripts/predict.py.") from error
         if not report.get("embeddings"):
             raise DataError(f"The predictions in {folder} have no vectors: make them with --embeddings true.")
-        if report.get("model") != weights_digest(model):
+        processor: Any = pipe.image_processor
+        if report.get("model") != model_digest(pipe.model, processor):
             raise DataError(f"The vectors in {folder} were made by another model: search with that, or predict anew.")
         files = sorted(str(file) for file in (folder / "data").glob("*.parquet"))
         artworks: Any = Dataset.from_parquet(files)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 tasks, how = (json.loads(session.get_modelmeta().custom_metadata_map[key]) for key in ("tasks", "preprocessing"))
-picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGBA")  # the right way up, whatever its colours
+picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGBA")  # the right way up; 8 bits a colour
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 edges = [how["resize"].get("shortest_edge", 0) * side // min(picture.size) for side in picture.size]
 width, height = how["resize"].get("width", edges[0]), how["resize"].get("height", edges[1])

@@ -36,12 +36,13 @@ def main() -> None:
         raise UserError(f"There is no model in {DEMO}: run make demo first, or give a model.")
     logging.disable_progress_bar()
     model, image_processor = load_checkpoint(args.model, args.revision)
+    pipe = ArtGraphPipeline(model, image_processor, task=PIPELINE_TASK)
     index = None
     if args.index:
         from artgraph_vit.search import EmbeddingIndex  # here, since it needs FAISS
 
-        index = EmbeddingIndex.load(args.index, model)
-    serve(ArtGraphPipeline(model, image_processor, task=PIPELINE_TASK), index, host=args.host, port=args.port)
+        index = EmbeddingIndex.load(args.index, pipe)
+    serve(pipe, index, host=args.host, port=args.port)
 
 
 if __name__ == "__main__":

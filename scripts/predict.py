@@ -19,7 +19,7 @@ from transformers.utils import logging
 from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.data import PictureTransform
 from artgraph_vit.data.arguments import choice
-from artgraph_vit.errors import run_script
+from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.predicting import open_pictures, predict_pictures
 from artgraph_vit.predicting.decoding import PictureDecoder
 from artgraph_vit.training.options import parse_options
@@ -85,6 +85,8 @@ def main() -> None:
     local_index, local_processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     on_gpu = torch.cuda.is_available() and not args.use_cpu
 
+    if Path(args.output_dir).resolve().is_relative_to(Path(args.source).expanduser().resolve()):
+        raise UserError(f"output_dir={args.output_dir!r} is in the source: choose a folder outside of it.")
     pictures = open_pictures(
         args.source, args.split, args.image_column, args.name_column, args.dataset_config, args.dataset_revision
     )

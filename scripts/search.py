@@ -42,8 +42,8 @@ def main() -> None:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     model, image_processor = load_checkpoint(args.model, args.revision)
-    index = EmbeddingIndex.load(args.predictions, model)
     pipe = ArtGraphPipeline(model, image_processor)
+    index = EmbeddingIndex.load(args.predictions, pipe)
     try:
         vector = pipe.embed([args.picture])[0]
     except ValueError as error:

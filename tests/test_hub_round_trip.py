@@ -201,6 +201,23 @@ def test_a_private_run_is_refused_without_a_token(server, push, tmp_path, finish
     assert "tester/artgraph" in refused.stderr
 
 
+def test_a_public_repository_is_not_called_private(server, push, finished_run):
+    folder, _ = finished_run
+    assert push(folder).code == 0
+    refused = push(folder, "--private")
+    assert refused.code == 2
+    assert "tester/artgraph is there already and public: make it private in its settings first" in refused.errors
+
+
+def test_of_the_code_only_what_travels_is_sent(server, push, finished_run):
+    folder, _ = finished_run
+    (folder / "notes.py").write_text("PASSWORD = 'x'")
+    assert push(folder).code == 0
+    files = server.files("models", "tester/artgraph")
+    assert {"modeling_artgraph_vit.py", "pipeline_artgraph_vit.py", "tasks.py"} < set(files)
+    assert "notes.py" not in files
+
+
 def test_push_to_a_branch(server, push, finished_run):
     folder, _ = finished_run
     assert push(folder, "--revision", "v1").code == 0
@@ -369,6 +386,11 @@ def test_old_weights_do_not_stay_beside_new_ones(server, push, finished_run):
             "model.safetensors",
             lambda path: path.rename(path.with_name("pytorch_model.bin")),
             "lacks model.safetensors",
+        ),
+        (
+            "limits.py",
+            lambda path: path.unlink(),
+            "lacks code that travels with the weights (limits.py)",
         ),
         ("config.json", lambda path: path.write_text('{"model_type": '), "cannot be read"),
         ("config.json", lambda path: path.symlink_to(path.rename(path.parents[1] / "config")), "leads out of it"),

@@ -70,6 +70,14 @@ def test_the_output_has_the_shapes_of_the_config(build_model, make_batch):
     assert model(**batch, return_dict=False)[0] == output.loss
 
 
+def test_options_of_the_config_choose_what_is_returned(build_model, make_batch):
+    pixel_values = make_batch()["pixel_values"]
+    output = build_model(output_hidden_states=True)(pixel_values)
+    assert len(output.hidden_states) == 3
+    assert build_model()(pixel_values).hidden_states is None
+    assert isinstance(build_model(return_dict=False)(pixel_values), tuple)
+
+
 def test_predicted_names_are_the_best_and_those_above_their_threshold(build_model):
     model = build_model(thresholds={"tags": [0.5, 0.5, 0.9, 0.5, 0.1]})
     logits = {

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+import re
 import socket
 
 import datasets
@@ -208,22 +209,42 @@ def test_no_picture_gives_no_answer(images, pipe):
     ("images", "why"),
     [
         (5, "int is no form of a picture"),
-        ([5], "int is no form of a picture"),
         (None, "NoneType is no form of a picture"),
         (io.BytesIO(b"\n\n"), "BytesIO is no form of a picture"),  # its lines are no pictures either
-        ({"picture": painted(0)}, "rename the column of the pictures to image"),
-        (np.zeros((8, 8, 3)), "float64 and shape"),
-        (np.zeros((8, 8), bool), "bool and shape"),
-        (np.zeros((3, 8, 9), np.uint8), r"shape \(3, 8, 9\)"),
-        (np.zeros((8, 8, 1), np.uint8), r"shape \(8, 8, 1\)"),
-        (np.zeros(8, np.uint8), r"shape \(8,\)"),
-        (torch.zeros(3, 8, 8), "float32 and shape"),
+        ({"picture": painted(0)}, "A row with picture has no picture: call its column image"),
+        ([{"picture": painted(0)}], "A row with picture has no picture: call its column image"),
     ],
 )
 def test_what_is_no_form_of_a_picture(images, why, pipe):
     with pytest.raises(TypeError, match=why) as raised:
         pipe(images)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [
+        (5, "int is no form of a picture"),
+        (np.zeros((8, 8, 3)), "float64 and shape"),
+        (np.zeros((8, 8), bool), "bool and shape"),
+        (np.zeros((2, 8, 9), np.uint8), r"shape \(2, 8, 9\)"),
+        (np.zeros((8, 8, 1), np.uint8), r"shape \(8, 8, 1\)"),
+        (np.zeros(8, np.uint8), r"shape \(8,\)"),
+        (torch.zeros(3, 8, 8), "float32 and shape"),
+    ],
+)
+def test_what_is_no_picture_has_an_entry_in_a_list(image, why, pipe):
+    good, bad = pipe([painted(0), image])
+    assert good == pipe(painted(0))
+    assert re.search(why, bad["error"])
+    if not isinstance(image, int):
+        with pytest.raises(ValueError, match=why):
+            pipe(image)
+
+
+def test_a_tensor_may_have_its_colours_first(pipe):
+    pixels = torch.randint(0, 256, (12, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert pipe(pixels.permute(2, 0, 1)) == pipe(pixels) == pipe(pixels.numpy())
 
 
 def test_grey_and_transparent_arrays(pipe, by_hand):

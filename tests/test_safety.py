@@ -28,9 +28,10 @@ from transformers import (
     ViTConfig,
 )
 
-from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
+from artgraph_vit import ArtGraphPipeline, ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
 from artgraph_vit.configuration_artgraph_vit import load_backbone_config
 from artgraph_vit.tasks import SINGLE_LABEL
+from artgraph_vit.training.setup import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 GENRE = {"name": "genre", "problem_type": SINGLE_LABEL, "labels": ["portrait", "landscape"]}
@@ -243,6 +244,11 @@ def test_a_model_whose_config_points_to_other_code_does_not_run_it(build_model, 
         ({"backbone_config": {"__class__": 1}}, "A config cannot set '__class__'"),
         ({"backbone_config": {"x": {"__init__": 1}}}, "A config cannot set '__init__'"),
         ({"__dict__": {}}, "A config cannot set '__dict__'"),
+        (
+            {"backbone_config": {"model_type": "dpt", "backbone": "stranger/repo"}},
+            "cannot name another model to fetch",
+        ),
+        ({"backbone_config": {"use_pretrained_backbone": True}}, "cannot name another model to fetch"),
         ({"to_dict": 1}, "no option 'to_dict'"),
         ({"attribute_map": {"a": "b"}}, "no option 'attribute_map'"),
         ({"dtype": "load"}, "dtype='load': use the name of a type of PyTorch"),
@@ -525,3 +531,25 @@ def test_a_config_made_of_its_own_values_passes():
     config = ArtGraphViTConfig(tasks=[GENRE])
     assert ArtGraphViTConfig(**config.to_dict()).to_dict() == config.to_dict()
     assert ArtGraphViTConfig(**json.loads(json.dumps(config.to_dict()))).tasks == config.tasks
+
+
+def test_heads_that_are_absurd_together_with_the_backbone_are_refused():
+    labels = [str(number) for number in range(400_000)]
+    tasks = [{**GENRE, "labels": labels}]
+    with pytest.raises(ValueError, match="The heads would have more than 5 billion parameters together") as caught:
+        ArtGraphViTConfig(backbone_config={"hidden_size": 16_384, "num_hidden_layers": 1}, tasks=tasks)
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size", [{"height": 100_000, "width": 100_000}, {"shortest_edge": 10**9}, {"height": 0, "width": 8}]
+)
+def test_an_image_processor_that_makes_huge_pictures_is_refused(build_model, tmp_path, size):
+    build_model().save_pretrained(tmp_path)
+    content = {"image_processor_type": "ViTImageProcessor", "size": size}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"The image processor has size=.*: use an integer from 1 to 4,096") as caught:
+        ArtGraphPipeline.from_pretrained(tmp_path)
+    one_sentence(caught.value)
+    with pytest.raises(ValueError, match="use an integer from 1 to 4,096"):
+        load_checkpoint(str(tmp_path))

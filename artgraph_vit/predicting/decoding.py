@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,7 +23,8 @@ from ..pictures import BadPictureError, read_picture
 from .source import Picture
 
 THUMBNAIL = 128  # pixels of the longer side
-AHEAD = 4  # batches that a process has before it
+AHEAD = 4  # batches that a process has before it, unless they are many
+MAX_AHEAD = 256_000_000  # bytes of pictures that wait
 
 Batch = Sequence[Picture]
 
@@ -86,7 +88,7 @@ def decode_ahead(
                 pool = _pool(num_workers)
                 future = pool.submit(decoder, batch)
             waiting.append((batch, future))
-            if len(waiting) > AHEAD * num_workers:
+            while len(waiting) > AHEAD * num_workers or sum(_bytes_in(batch) for batch, _ in waiting) > MAX_AHEAD:
                 batch, future = waiting.popleft()
                 yield batch, _result(batch, future, decoder)
         for batch, future in waiting:
@@ -97,12 +99,27 @@ def decode_ahead(
 
 def _pool(num_workers: int) -> ProcessPoolExecutor:
     # "spawn": a fork of a process that already runs torch's threads can hang.
-    return ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit: Ctrl-C is for this one
+    try:
+        for _ in range(num_workers):
+            pool.submit(_begin_all)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return pool
+
+
+def _begin_all() -> None:
+    """A first task for each process, so that all are started."""
 
 
 def _begin() -> None:
     end_with_parent()
     torch.set_num_threads(1)
+
+
+def _bytes_in(batch: Batch) -> int:
+    return sum(len(picture.image.get("bytes") or b"") for picture in batch)
 
 
 def _result(batch: Batch, future: Future, decoder: PictureDecoder) -> list[DecodedPicture]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ import torch.nn.functional as F
 from datasets import Dataset, Features, Image, List, Value
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
 
 from ..data.batches import PixelNormalizer
+from ..data.exact import exact_mark
 from ..decisions import THRESHOLD
 from ..errors import UserError
 from ..files import alone_in, named_errors, written_whole
@@ -34,6 +35,9 @@ from .source import Picture, Pictures
 
 PLAN = "plan.json"
 REPORT = "report.json"
+# Of a backbone's config, what says nothing of its answers, and differs by how it was loaded.
+_NOTES = {"_name_or_path", "transformers_version", "dtype", "architectures", "attn_implementation"}
+_NOTES |= {"_attn_implementation", "output_attentions", "output_hidden_states"}
 OWN_COLUMNS = ("index", "name", "embedding", "thumbnail", *RESERVED)
 
 
@@ -82,14 +86,14 @@ def predict_pictures(
     """
     plan = {
         "pictures": pictures.fingerprint,
-        "model": weights_digest(pipe.model),
-        "image_processor": decoder.transform.exact_mark.decode(),
+        "model": model_digest(pipe.model, decoder.transform.image_processor),
         "jpeg_scale": decoder.transform.jpeg_scale,
         **{"top_k": top_k, "threshold": threshold, "embeddings": embeddings, "bf16": bf16, "shard_rows": shard_rows},
     }
     normalizer = PixelNormalizer(decoder.transform.image_processor)
     predictor = _Predictor(pipe, normalizer, top_k, threshold, embeddings, bf16)
-    with alone_in(folder) if process_index == 0 else nullcontext():
+    lock = folder / ".locks" / str(process_index)
+    with alone_in(lock, folder):
         _begin(folder, plan, process_index)
         shards = _Shards(folder / "data", shard_rows, process_index, num_processes)
         bar = tqdm(desc="Predicting", unit="picture", disable=not progress, **shards.known(pictures.count))
@@ -101,16 +105,24 @@ def predict_pictures(
                     rows += predictor(*batch)
                     bar.update(len(batch[0]))
                 shards.write(number, rows, predictor.features)
-        if pictures.count not in (None, shards.seen):
+        if pictures.is_counted and pictures.count != shards.seen:
             raise UserError(
                 f"The source has {shards.seen} pictures, not {pictures.count}: it has changed, start anew."
             )
         return _finish(folder, shards, plan)
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """By which a model is known again: a hash of its tensors."""
-    digest = hashlib.sha256()
+def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
+    """By which a model is known again: a hash of its tensors, labels, thresholds, pooling and pixels."""
+    config = model.config
+    backbone = {
+        name: value
+        for name, value in config.backbone_config.to_dict().items()
+        if name not in _NOTES and value is not None
+    }
+    settings = [[task.to_dict() for task in config.tasks], config.thresholds, config.pooling, backbone]
+    settings += [exact_mark(image_processor).decode(), PixelNormalizer(image_processor).settings()]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -215,7 +227,7 @@ class _Shards:
             yield picture
 
     def write(self, number: int, rows: list[dict[str, Any]], features: Features) -> None:
-        with written_whole(self.path(number)) as part:
+        with written_whole(self.path(number), self.process_index) as part:
             Dataset.from_list(rows, features=features).to_parquet(part)
 
     def paths(self) -> list[Path]:
@@ -229,7 +241,8 @@ def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
         (folder / "data").mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
     if not path.is_file():
-        others = [child for child in folder.iterdir() if child.name != "data" and not child.name.startswith(PLAN)]
+        ours = ("data", ".locks", PLAN, f"{PLAN}.")
+        others = [child for child in folder.iterdir() if not child.name.startswith(ours)]
         if others or any((folder / "data").iterdir()):
             raise UserError(f"{folder} is not empty and no predictions were begun there: choose another folder.")
         with written_whole(path, process_index) as part:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow.parquet as pq
 from datasets import Image, IterableDataset, load_dataset, load_dataset_builder
 from huggingface_hub import HfApi
 
 from ..data.sources import DataError
+from ..pictures import MAX_FILE
 from ..pipeline_artgraph_vit import pictures_in_folder
 
 
@@ -33,7 +35,8 @@ class Pictures:
     Args:
         rows (`list[Path]` or `IterableDataset`): the files of a folder, or undecoded rows.
         fingerprint (`str`): another one means that the pictures may be others.
-        count (`int`, *optional*): how many they are, if that is known.
+        count (`int`, *optional*): how many they are, if that is known; of the Hub, what the dataset says of itself.
+        is_counted (`bool`, *optional*, defaults to `True`): `count` was counted here.
         folder (`Path`, *optional*): to which the names of files are relative.
         image_column (`str`, *optional*), name_column (`str`, *optional*): of rows.
     """
@@ -41,6 +44,7 @@ class Pictures:
     rows: list[Path] | IterableDataset
     fingerprint: str
     count: int | None = None
+    is_counted: bool = True
     folder: Path | None = None
     image_column: str = "image"
     name_column: str | None = None
@@ -48,12 +52,23 @@ class Pictures:
     def __iter__(self) -> Iterator[Picture]:
         for number, row in enumerate(self.rows):
             if isinstance(row, Path):
-                name = row.relative_to(self.folder or "").as_posix()
+                # A name of a file need not be UTF-8, as a string in parquet is.
+                name = os.fsencode(row.relative_to(self.folder or "")).decode(errors="backslashreplace")
                 yield Picture(number, name, {"path": str(row), "bytes": None})
             else:
                 image = row[self.image_column] or {}
                 called = row[self.name_column] if self.name_column else image.get("path")
-                yield Picture(number, str(called or f"row {number}"), image)
+                name = f"row {number}" if called in (None, "") else str(called)
+                yield Picture(number, name, {"path": None, "bytes": _bytes_of(image)})
+
+
+def _bytes_of(image: dict[str, Any]) -> bytes | None:
+    """Of a row, which is from anywhere and could name any file of this machine: only files of the Hub are read."""
+    path = image.get("path") or ""
+    if image.get("bytes") is None and path.startswith("hf://"):
+        with fsspec.open(path) as file:
+            return file.read(MAX_FILE + 1)  # one more, and it is refused as too large
+    return image.get("bytes")
 
 
 def open_pictures(
@@ -67,8 +82,8 @@ def open_pictures(
     """Looks at a source and lists what is in it; no picture is read.
 
     Args:
-        source (`str`): a folder of pictures, with those of the folders in it; a folder of parquet files, or one of
-            them; or the Hub id of a dataset, which is streamed.
+        source (`str`): a folder of pictures, with those of the folders in it; a folder of parquet files with the
+            pictures in them, or one such file; or the Hub id of a dataset, which is streamed.
         split (`str`, *optional*): of a Hub dataset; by default its first.
         image_column (`str`, *optional*, defaults to `"image"`): of rows.
         name_column (`str`, *optional*): of rows, by which the results call a picture; by default `name` where there
@@ -91,14 +106,15 @@ def open_pictures(
                 image_column,
             )
             name_column = _name_column(rows, name_column, source)
-            return Pictures(rows, _fingerprint(files, path), sum(counts), None, image_column, name_column)
+            fingerprint = _fingerprint(files, path)
+            return Pictures(rows, fingerprint, sum(counts), image_column=image_column, name_column=name_column)
         if not path.is_dir():
             raise DataError(f"{source} is a file: give a folder of pictures or a parquet file.")
         try:
             files = pictures_in_folder(path)
         except ValueError as error:
             raise DataError(f"{str(error).rstrip('.')}, and no parquet file.") from error
-        return Pictures(files, _fingerprint(files, path), len(files), path)
+        return Pictures(files, _fingerprint(files, path), len(files), folder=path)
     if source.startswith((".", "/", "~")):
         raise DataError(f"There is no {source!r}: give a folder of pictures, parquet files, or a Hub id.")
     return _of_hub(source, split, image_column, name_column, config_name, revision)
@@ -125,10 +141,12 @@ def _of_hub(
     rows = _undecoded(stream, source, image_column)
     fingerprint = json.dumps([source, config_name, split, commit])
     count = getattr(about, "num_examples", None) or None
-    return Pictures(rows, fingerprint, count, None, image_column, _name_column(rows, name_column, source))
+    name_column = _name_column(rows, name_column, source)
+    return Pictures(rows, fingerprint, count, False, image_column=image_column, name_column=name_column)
 
 
 def _undecoded(rows: IterableDataset, source: str, image_column: str) -> IterableDataset:
+    rows = rows.decode(False)  # of a stream, datasets decodes ahead in threads, which a cast alone does not undo
     features = rows.features or rows._resolve_features().features
     if image_column not in features:
         raise DataError(f"{source} has no column {image_column!r}; its columns are {', '.join(features)}.")
@@ -154,5 +172,6 @@ def _fingerprint(files: list[Path], folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         stat = os.stat(file)
-        digest.update(f"{os.path.relpath(file, folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(os.path.relpath(file, folder)) + b"\0")
+        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

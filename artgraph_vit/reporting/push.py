@@ -16,8 +16,10 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
+from .. import modeling_artgraph_vit as modeling
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..errors import UserError
 from ..hub import hub_errors
@@ -32,9 +34,11 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 REPLACED = ("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX, "figures/*.png")
 PUBLISHED = (
     *REPLACED,
-    *("config.json", "preprocessor_config.json", "*.py", "trainer_state.json", "results.json", "LICENSE"),
+    *("config.json", "preprocessor_config.json", "trainer_state.json", "results.json", "LICENSE"),
 )
 NEEDED = ("config.json", "preprocessor_config.json", "results.json")
+# The code that travels: what save_pretrained copies, and no other file of Python that lies in the folder.
+CODE = sorted({Path(file).name for file in (modeling.__file__, *get_relative_import_files(modeling.__file__))})
 ONLY_ITS_AUTHOR_KNOWS = ("license", "license_name", "license_link", "language")
 
 
@@ -104,6 +108,8 @@ def push_run(
     api = HfApi(token=token)
     with hub_errors(failed):
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise UserError(f"{repo_id} is there already and public: make it private in its settings first.")
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         changes: list[Any] = [CommitOperationAdd(name, file) for name, file in publication.files.items()]
@@ -148,7 +154,7 @@ def _publication(
     answers: Mapping[str, Any] | None,
     completed: Callable[[CardOptions], CardOptions],
 ) -> Publication:
-    files = {name: path for name, path in _files_below(folder).items() if _matches(name, PUBLISHED)}
+    files = {name: path for name, path in _files_below(folder).items() if _matches(name, PUBLISHED) or name in CODE}
     _refuse_unfinished(folder, files)
     try:
         results = json.loads(files["results.json"].read_text(encoding="utf-8"))
@@ -206,6 +212,11 @@ def _refuse_unfinished(folder: Path, files: Mapping[str, Path]) -> None:
         linked = [name for name in missing if (folder / name).is_file()]
         why = f" ({', '.join(linked)} leads out of it by a link, which is not followed)" if linked else ""
         raise UserError(f"{folder} lacks {', '.join(missing)}{why}: give the output folder of a finished run.")
+    if lacking := [name for name in CODE if name not in files]:  # saved before it was there
+        raise UserError(
+            f"{folder} lacks code that travels with the weights ({', '.join(lacking)}): save it again, by "
+            f"ArtGraphPipeline.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
+        )
     for name in weights:
         try:
             with safe_open(files[name], "np"):

@@ -34,6 +34,7 @@ from ..data.splits import divide_by_split
 from ..data.streamed_source import StreamedSource
 from ..data.synthetic import paint_artgraph
 from ..errors import UserError
+from ..limits import refuse_absurd_processor
 from ..losses import balanced_class_weights
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import Task
@@ -125,7 +126,9 @@ def load_checkpoint(
             raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
     with _as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
         model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
-        return model, AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        refuse_absurd_processor(image_processor)
+        return model, image_processor
 
 
 @contextmanager

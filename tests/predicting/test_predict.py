@@ -10,12 +10,15 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
 from artgraph_vit.data import DataError, PictureTransform
 from artgraph_vit.data.bad_pictures import DEADLY
 from artgraph_vit.errors import UserError
+from artgraph_vit.files import alone_in
 from artgraph_vit.predicting import decoding, open_pictures
 from artgraph_vit.predicting.source import Picture
 
@@ -153,6 +156,10 @@ def test_another_model_or_another_source_is_not_mixed_in(model_folder, picture_f
     with pytest.raises(UserError, match="other values of pictures"):
         predict(model_folder, picture_folder, out)
     (picture_folder / "one more.png").unlink()
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, "thresholds": {"tags": 0.9}}))
+    with pytest.raises(UserError, match="other values of model"):
+        predict(model_folder, picture_folder, out)
     build_model(seed=2).save_pretrained(model_folder)
     with pytest.raises(UserError, match="other values of model"):
         predict(model_folder, picture_folder, out)
@@ -161,6 +168,44 @@ def test_another_model_or_another_source_is_not_mixed_in(model_folder, picture_f
     (other / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty and no predictions were begun there"):
         predict(model_folder, picture_folder, other)
+
+
+def test_names_of_files_need_not_be_utf8_and_links_are_followed(model_folder, picture_folder, tmp_path):
+    odd = os.fsencode(picture_folder) + b"/caf\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes((picture_folder / "room 0" / "000.png").read_bytes())
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "pictures").symlink_to(picture_folder)
+    (picture_folder / "again").symlink_to(picture_folder)  # without an end
+    predict(model_folder, linked, tmp_path / "out")
+    names = [row["name"] for row in rows_of(tmp_path / "out")]
+    assert len(names) == COUNT + 1
+    assert r"pictures/caf\xe9.png" in names
+
+
+def test_a_row_names_no_file_of_this_machine(model_folder, picture_folder, tmp_path):
+    path = str(picture_folder / "room 0" / "000.png")
+    for name, image in (("text", path), ("struct", {"bytes": None, "path": path})):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": [image]}), tmp_path / name / "rows.parquet")
+        predict(model_folder, tmp_path / name, tmp_path / f"{name} out", "--embeddings")
+        (row,) = rows_of(tmp_path / f"{name} out")
+        assert (row["error"], row["thumbnail"]) == ("neither bytes nor a path is stored", None)
+
+
+def test_output_in_the_source_is_refused(model_folder, picture_folder):
+    with pytest.raises(UserError, match="is in the source: choose a folder outside of it"):
+        predict(model_folder, picture_folder, picture_folder / "out")
+
+
+def test_a_second_run_of_the_same_process_is_refused(model_folder, picture_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        alone_in(tmp_path / "out" / ".locks" / "1"),
+        pytest.raises(UserError, match=r"Another run is writing to .*out:"),
+    ):
+        predict(model_folder, picture_folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

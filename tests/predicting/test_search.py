@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.errors import UserError
 from artgraph_vit.search import EmbeddingIndex
 
@@ -33,7 +34,7 @@ def test_vectors_are_the_pipelines_own(predictions, pipe, encoded_pictures):
 
 
 def test_the_nearest_are_those_of_a_plain_product(predictions, pipe, encoded_pictures):
-    index = EmbeddingIndex.load(predictions, pipe.model)
+    index = EmbeddingIndex.load(predictions, pipe)
     query = pipe.embed(encoded_pictures[5])
     rows = [row for row in rows_of(predictions) if row["error"] is None]
     scores = np.array([row["embedding"] for row in rows], dtype=np.float32) @ query.numpy()
@@ -66,10 +67,14 @@ def test_the_script_prints_a_line_an_artwork(
 
 def test_vectors_of_another_model_are_refused(predictions, pipe, build_model, tmp_path):
     with pytest.raises(UserError, match="were made by another model"):
-        EmbeddingIndex.load(predictions, build_model(seed=5))
+        EmbeddingIndex.load(predictions, ArtGraphPipeline(build_model(seed=5), pipe.image_processor, device="cpu"))
+    pipe.model.config.pooling = "mean"  # the same tensors, and other vectors
+    with pytest.raises(UserError, match="were made by another model"):
+        EmbeddingIndex.load(predictions, pipe)
+    pipe.model.config.pooling = "cls"
     with pytest.raises(UserError, match="holds no finished predictions"):
-        EmbeddingIndex.load(tmp_path, pipe.model)
+        EmbeddingIndex.load(tmp_path, pipe)
     report = json.loads((predictions / "report.json").read_text())
     (predictions / "report.json").write_text(json.dumps({**report, "embeddings": False}))
     with pytest.raises(UserError, match="have no vectors: make them with --embeddings"):
-        EmbeddingIndex.load(predictions, pipe.model)
+        EmbeddingIndex.load(predictions, pipe)
