@@ -56,6 +56,8 @@ _UNCOUNTED = {
     "sheep",
     "sky",
     "snow",
+    "sun",
+    "moon",
     "war",
     "water",
     "wine",
@@ -74,6 +76,8 @@ def describe(prediction: Mapping[str, Any]) -> str:
     Returns:
         "Attributed to Claude Monet; a landscape in the Impressionist style; oil on canvas; with trees and water."
     """
+    if not isinstance(prediction, Mapping):
+        raise TypeError("describe takes the answer for one picture: give one of the list.")
     if "error" in prediction:
         return f"This picture cannot be read: {prediction['error']}."
     answers = {task: [entry for entry in entries if not _is_unknown(entry)] for task, entries in _tasks(prediction)}

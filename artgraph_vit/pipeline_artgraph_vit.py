@@ -299,7 +299,7 @@ def _entry(task: Task, index: int, score: float) -> dict[str, Any]:
     label = task.labels[index]
     entry = {"label": label, "score": score}
     if task.rare == OTHER and label == OTHER:
-        entry["means"] = f"none of the {task.num_labels - 1} that are named, not nobody"
+        entry["means"] = f"another {task.name} than the {task.num_labels - 1} that are named"
     return entry
 
 

@@ -52,7 +52,9 @@ class EmbeddingIndex:
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} holds no finished predictions: make them with scripts/predict.py.") from error
         if not report.get("embeddings"):
-            raise DataError(f"The predictions in {folder} have no vectors: make them with --embeddings true.")
+            raise DataError(
+                f"The predictions in {folder} have no vectors: make them anew by scripts/predict.py --embeddings."
+            )
         processor: Any = pipe.image_processor
         if report.get("model") != model_digest(pipe.model, processor):
             raise DataError(f"The vectors in {folder} were made by another model: search with that, or predict anew.")

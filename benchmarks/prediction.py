@@ -1,12 +1,12 @@
 """scripts/predict.py against the bare forward pass: pictures a second on all cores, ViT-B/16, batches of 32.
 
 How: both on as many threads as there are cores. The bare pass runs the model on one batch of random floats again and
-again, under `inference_mode`. Ours reads a
-folder of made JPEGs of 1,000 to 1,500 pixels with processes that decode, and writes labels, scores and vectors into
-shards of one batch; its rate is that between the first shard and the last, so that the start of the processes, some
-seconds once a run, is left out. Interleaved, medians, wall time. The heads have as many labels as ArtGraph's.
+again, under `inference_mode`. Ours reads a folder of made JPEGs of 1,000 to 1,500 pixels with processes that decode,
+and writes labels, scores and vectors into shards of one batch; its rate is that between the first shard and the last,
+so that the start of the processes, some seconds once a run, is left out. Interleaved, medians, wall time. The heads
+have as many labels as ArtGraph's.
 
-Expect: 0.9 and more in float32; somewhat less in bfloat16, where decoding weighs more. About 8 minutes.
+Expect: some 0.94 in float32 and 0.96 in bfloat16. About 6 minutes.
 
 .venv/bin/python benchmarks/prediction.py [--quick] [--out FILE]
 """

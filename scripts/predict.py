@@ -95,7 +95,7 @@ def main() -> None:
     decoder = PictureDecoder(PictureTransform(image_processor, args.jpeg_scale), args.embeddings)
     num_workers = args.num_workers
     if num_workers is None:  # processes take seconds to start, so few pictures get none
-        is_few = pictures.count is not None and pictures.count < 256 * num_processes
+        is_few = pictures.count is not None and pictures.count < 1000 * num_processes
         num_workers = 0 if is_few else max(1, (os.cpu_count() or 1) // local_processes)
     report = predict_pictures(
         pipe,
@@ -114,9 +114,10 @@ def main() -> None:
         progress=local_index == 0,
     )
     if report is not None:
+        bad = len(report["bad_pictures"])
         print(
-            f"The predictions for {report['pictures']} pictures are in {args.output_dir}/data; "
-            f"{len(report['bad_pictures'])} could not be read: {args.output_dir}/report.json names them."
+            f"The predictions for {report['pictures']} pictures are in {args.output_dir}/data."
+            + f" {bad} could not be read: {args.output_dir}/report.json names them." * (bad > 0)
         )
 
 

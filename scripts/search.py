@@ -45,7 +45,7 @@ def main() -> None:
     pipe = ArtGraphPipeline(model, image_processor)
     index = EmbeddingIndex.load(args.predictions, pipe)
     try:
-        vector = pipe.embed([args.picture])[0]
+        vector = pipe.embed(args.picture)
     except ValueError as error:
         raise UserError(f"{args.picture}: {error}") from error
     for found in index.nearest(vector, args.k):

@@ -13,7 +13,7 @@ def entry(label: str, score: float = 0.9, **more) -> dict:
     return {"label": label, "score": score, **more}
 
 
-OTHER = entry("other", means="none of the 3 that are named, not nobody")
+OTHER = entry("other", means="another artist than the 3 that are named")
 
 
 def answer(**tasks) -> dict:

@@ -22,7 +22,8 @@ THUMBNAIL = 160  # pixels of the longer side
 CSS = """
 .sentence {font-size: 1.15rem; line-height: 1.45; margin: 0 0 1rem; overflow-wrap: anywhere;
   border-left: 3px solid var(--color-accent); padding-left: .8rem}
-.lists {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 1rem 1.8rem}
+.lists {columns: 2 15rem; column-gap: 1.8rem}
+.task {break-inside: avoid; margin-bottom: 1rem}
 .task h3 {margin: 0 0 .4rem; font-size: .95rem; font-weight: 600; text-transform: capitalize}
 .task h3 small {font-weight: 400; text-transform: none; color: var(--body-text-color); opacity: .72}
 .task ol {list-style: none; margin: 0; padding: 0}

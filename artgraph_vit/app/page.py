@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -80,6 +82,8 @@ def serve(
     Raises:
         UserError: if the address cannot be bound.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C, so that what was uploaded is deleted
     with tempfile.TemporaryDirectory(prefix="artgraph-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of this page alone, since gradio serves all that lies in it
         page = build_page(pipe, index, paint_examples(Path(folder)) if examples is None else examples)

@@ -96,7 +96,8 @@ def predict_pictures(
     with alone_in(lock, folder):
         _begin(folder, plan, process_index)
         shards = _Shards(folder / "data", shard_rows, process_index, num_processes)
-        bar = tqdm(desc="Predicting", unit="picture", disable=not progress, **shards.known(pictures.count))
+        part = f", part {process_index + 1} of {num_processes}" if num_processes > 1 else ""
+        bar = tqdm(desc=f"Predicting{part}", unit="picture", disable=not progress, **shards.known(pictures.count))
         with bar:
             decoded = decode_ahead(shards.batches(pictures, batch_size), decoder, num_workers)
             for number, batches in groupby(decoded, key=lambda pair: pair[0][0].number // shard_rows):

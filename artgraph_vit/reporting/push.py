@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
@@ -154,6 +155,8 @@ def _publication(
     answers: Mapping[str, Any] | None,
     completed: Callable[[CardOptions], CardOptions],
 ) -> Publication:
+    with hub_errors(f"{folder} cannot be pushed to {repo_id}"):
+        validate_repo_id(repo_id)
     files = {name: path for name, path in _files_below(folder).items() if _matches(name, PUBLISHED) or name in CODE}
     _refuse_unfinished(folder, files)
     try:

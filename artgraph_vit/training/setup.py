@@ -120,6 +120,9 @@ def load_checkpoint(
         UserError: if there is none, or it is damaged.
     """
     folder = Path(name_or_path)
+    is_path = name_or_path.startswith((".", "/", "~")) or (folder.parent != Path() and folder.parent.is_dir())
+    if is_path and not folder.is_dir():  # else it would be looked for on the Hub
+        raise UserError(f"There is no folder {name_or_path!r}: give the folder of a trained model, or a Hub id.")
     if (folder / SEAL).exists() or (folder.is_dir() and folder.name.startswith("checkpoint-")):
         problem = damage(folder)
         if problem:

@@ -76,5 +76,5 @@ def test_vectors_of_another_model_are_refused(predictions, pipe, build_model, tm
         EmbeddingIndex.load(tmp_path, pipe)
     report = json.loads((predictions / "report.json").read_text())
     (predictions / "report.json").write_text(json.dumps({**report, "embeddings": False}))
-    with pytest.raises(UserError, match="have no vectors: make them with --embeddings"):
+    with pytest.raises(UserError, match=r"have no vectors: make them anew by scripts/predict\.py --embeddings"):
         EmbeddingIndex.load(predictions, pipe)
