@@ -327,7 +327,8 @@ def _is_one_picture(images: Any) -> bool:
 
 def _undecoded(images: Any) -> Iterator[Any]:
     """Of a `datasets` dataset its rows with pictures as they are stored, so that a bad one does not end the pass."""
-    features = getattr(images, "features", None) or {}
+    features = getattr(images, "features", None)
+    features = features if isinstance(features, Mapping) else {}  # a column alone has one feature
     if features and hasattr(images, "decode"):  # of a stream; a cast would not undo what threads decode ahead
         images = images.decode(False)
     elif hasattr(features.get("image"), "decode") and hasattr(images, "cast_column"):

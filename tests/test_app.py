@@ -230,7 +230,7 @@ def test_a_picture_gives_five_lists_and_the_sentence_and_all_labels_are_text(vis
     ):
         box, whole = bar.bounding_box(), bar.evaluate("i => i.parentElement.clientWidth")
         assert box["width"] == pytest.approx(whole * score, abs=1)
-    assert "none of the 3 that are named" in page.inner_text("#answers")
+    assert "another artist than the 3 that are named" in page.inner_text("#answers")
     assert page.inner_text("#answers .none") == "None is above its threshold."
     assert page.locator("#answers img, #answers script, #answers iframe, #answers svg").count() == 0
     heat(page)
@@ -520,7 +520,7 @@ def run(monkeypatch, tmp_path):
 def test_the_script_says_what_is_missing(run, model):
     with pytest.raises(UserError, match=r"There is no model in runs/demo: run make demo first, or give a model\.$"):
         run("app.py")
-    with pytest.raises(UserError, match="/nosuch/model' cannot be loaded"):
+    with pytest.raises(UserError, match="There is no folder '/nosuch/model'"):
         run("app.py", "/nosuch/model")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -375,7 +375,7 @@ def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
     for arguments, message in (
         ((folder, tmp_path / "model.pt"), "let it end in .onnx"),
         ((folder, tmp_path / "none" / "model.onnx"), "There is no folder"),
-        ((tmp_path / "nothing", out), "cannot be loaded"),
+        ((tmp_path / "nothing", out), "There is no folder"),
         ((folder, out, "--pictures", pictures), "holds no picture"),
     ):
         with pytest.raises(UserError, match=message):
