@@ -100,7 +100,7 @@ def test_a_run_leaves_what_it_should(trained):
 
     card = ModelCard.load(run_folder / "README.md")
     reported = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert len(reported) == 2 * 5 + 1
+    assert len(reported) == 4 * 5 + 1
     assert reported["Average macro F1"] == results["metrics"]["avg_macro_f1"]
     model = ArtGraphViTForImageClassification.from_pretrained(run_folder)
     assert "other" in model.config.tasks[0].labels
