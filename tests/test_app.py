@@ -279,9 +279,10 @@ def test_a_bad_file_gives_a_message_and_the_page_goes_on(visit, pipe, tmp_path):
     assert "Drop a picture" in page.inner_text("#answers")
     upload(page, tmp_path / "bad.png")
     page.wait_for_selector(".toast-wrap :text('cannot be read')")
+    page.wait_for_selector("#answers :text('cannot be read')")  # which comes after the toast
     assert page.inner_text("#answers").startswith("The picture cannot be read: ")
     assert str(tmp_path) not in page.content()
-    assert not page.is_visible("#where")
+    page.wait_for_selector("#where", state="hidden")
     page.click("[aria-label='Clear'], [aria-label='Remove Image']")
     good = picture_file(tmp_path, 5)
     upload(page, good)
