@@ -573,13 +573,18 @@ def test_a_space_of_a_model_in_a_folder_runs_from_its_own_files(run, model, tmp_
         "import sys, artgraph_vit.app\nprint(artgraph_vit.app.__file__, file=sys.stderr)\n"
         "import runpy; runpy.run_path('app.py', run_name='__main__')\n"
     )
-    process, address = start(["whose.py"], space, GRADIO_SERVER_PORT=str(free_port()), PYTHONPATH="")
+    (tmp_path / "temporary").mkdir()
+    environment = {"GRADIO_SERVER_PORT": str(free_port()), "PYTHONPATH": "", "TMPDIR": str(tmp_path / "temporary")}
+    process, address = start(["whose.py"], space, **environment)
     with httpx.Client(base_url=address, timeout=20) as client:
         file = (space / "examples" / "example-1.png").read_bytes()
         path = client.post("/gradio_api/upload", files={"files": ("a.png", file)}).json()[0]
         assert "sentence" in send(client, file_data(path))["output"]["data"][0]
         assert client.get(f"/gradio_api/file={space / 'model' / 'config.json'}").status_code == 403
-    interrupt(process)
+    assert list((tmp_path / "temporary").rglob("a.png"))
+    process.terminate()  # as a Space is ended, and a service
+    process.communicate(timeout=30)
+    assert not list((tmp_path / "temporary").rglob("a.png"))
     assert str(space / "artgraph_vit" / "app" / "__init__.py") in (space / "stderr.txt").read_text()
 
 
