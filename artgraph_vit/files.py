@@ -12,17 +12,11 @@ from .errors import UserError
 
 
 @contextmanager
-def written_whole(path: Path, writer: int = 0) -> Iterator[Path]:
-    """A file to write, which gets its name when all of it is on the disk; of those who may write the same file at once
-    each has another number as `writer`."""
-    part = path.with_name(f"{path.name}.{writer}.part" if writer else f"{path.name}.part")
+def named_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with a file or folder that is written is a `UserError`, which names it."""
     try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        yield
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
             "start again; what was written stays."
@@ -30,14 +24,19 @@ def written_whole(path: Path, writer: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def named_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
-            "start again; what was written stays."
-        ) from error
+def written_whole(path: Path, writer: int = 0) -> Iterator[Path]:
+    """A file to write, which gets its name when all of it is on the disk; of those who may write the same file at once
+    each has another number as `writer`."""
+    part = path.with_name(f"{path.name}.{writer}.part" if writer else f"{path.name}.part")
+    with named_errors(path):
+        try:
+            yield part
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

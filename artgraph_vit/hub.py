@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from .errors import UserError
@@ -37,3 +38,14 @@ def hub_errors(failed: str) -> Iterator[None]:
         raise UserError(
             f"{failed}: {reason}; when that is mended, start again: what is there already is not sent twice."
         ) from error
+
+
+def make_repository(api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model") -> None:
+    """Creates a repository where there is none.
+
+    Raises:
+        UserError: if it shall be private, and there is a public one, which the Hub would leave so without a word.
+    """
+    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise UserError(f"{repo_id} is there already and public: make it private in its settings first.")

@@ -142,14 +142,14 @@ def _media(labels: Sequence[str]) -> str:
     materials = [label for label in labels if label not in _SUPPORTS]
     supports = [label for label in labels if label in _SUPPORTS]
     return (
-        " on ".join(part for part in (_listed(materials), _listed(supports)) if part)
+        " on ".join(part for part in (listed(materials), listed(supports)) if part)
         if materials
-        else (f"on {_listed(supports)}" if supports else "")
+        else (f"on {listed(supports)}" if supports else "")
     )
 
 
 def _tags(labels: Sequence[str]) -> str:
-    return f"with {_listed([_plural(label.replace('-', ' ')) for label in labels])}" if labels else ""
+    return f"with {listed([_plural(label.replace('-', ' ')) for label in labels])}" if labels else ""
 
 
 def _plural(noun: str) -> str:
@@ -171,5 +171,6 @@ def _without_brackets(label: str) -> str:
     return re.sub(r"\s*\([^)]*\)", "", label).strip() or label
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
     return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)

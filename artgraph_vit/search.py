@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor
 
 from .data.sources import DataError
@@ -85,12 +84,8 @@ class EmbeddingIndex:
             {
                 "name": rows["name"][rank],
                 "score": float(score),
-                "thumbnail": _picture(rows["thumbnail"][rank]),
+                "thumbnail": rows["thumbnail"][rank],
                 "answers": {task: rows[task][rank] for task in tasks},
             }
             for rank, score in enumerate(scores)
         ]
-
-
-def _picture(thumbnail: Any) -> Image.Image | None:
-    return thumbnail if isinstance(thumbnail, Image.Image) else None

@@ -26,7 +26,6 @@ from transformers import ViTConfig, ViTImageProcessorPil
 from artgraph_vit import ArtGraphPipeline, ArtGraphViTConfig, ArtGraphViTForImageClassification
 from artgraph_vit.data import PictureTransform
 from artgraph_vit.predicting import open_pictures, predict_pictures
-from artgraph_vit.predicting.decoding import PictureDecoder
 from artgraph_vit.tasks import ARTGRAPH_TASKS
 
 BATCH = 32
@@ -45,13 +44,12 @@ def bare(model: ArtGraphViTForImageClassification, batches: int, bf16: bool) -> 
 
 
 def ours(pipe: ArtGraphPipeline, folder: Path, bf16: bool) -> float:
-    decoder = PictureDecoder(PictureTransform(pipe.image_processor), with_thumbnails=True)
     with TemporaryDirectory() as out:
         predict_pictures(
             pipe,
             open_pictures(str(folder)),
             Path(out),
-            decoder,
+            PictureTransform(pipe.image_processor),
             embeddings=True,
             bf16=bf16,
             batch_size=BATCH,

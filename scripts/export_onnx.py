@@ -24,6 +24,7 @@ from artgraph_vit.data import PictureTransform, PixelNormalizer
 from artgraph_vit.data.synthetic import paint_artwork
 from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.exporting.onnx import ExportedFile, export_onnx, refuse_output, require_onnx
+from artgraph_vit.museum_label import listed
 from artgraph_vit.pipeline_artgraph_vit import pictures_in_folder
 from artgraph_vit.tasks import Task
 from artgraph_vit.training.options import parse_options
@@ -111,13 +112,10 @@ def comparison_table(files: Sequence[ExportedFile], tasks: Sequence[Task]) -> st
     lines = [f"{name:<{first}}  " + "  ".join(f"{cell:>{width}}" for cell in cells.values()) for name, cells in rows]
     head = f"{'':<{first}}  " + "  ".join(f"{file.weights:>{width}}" for file in files)
     rule = "-" * len(head)
-    title = f"ONNX against torch on {files[0].comparison.pictures} pictures, in batches of {_listed(BATCH_SIZES)}"
+    sizes = listed([str(size) for size in BATCH_SIZES])
+    title = f"ONNX against torch on {files[0].comparison.pictures} pictures, in batches of {sizes}"
     names = " and ".join(str(file.path) for file in files)
     return "\n".join([title, rule, head, rule, *lines, rule, f"Written: {names}."])
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    return f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from artgraph_vit.data import PictureTransform
 from artgraph_vit.data.arguments import choice
 from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.predicting import open_pictures, predict_pictures
-from artgraph_vit.predicting.decoding import PictureDecoder
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.setup import load_checkpoint
 
@@ -92,7 +91,6 @@ def main() -> None:
     )
     model, image_processor = load_checkpoint(args.model, args.revision)
     pipe = ArtGraphPipeline(model, image_processor, device=f"cuda:{local_index}" if on_gpu else "cpu")
-    decoder = PictureDecoder(PictureTransform(image_processor, args.jpeg_scale), args.embeddings)
     num_workers = args.num_workers
     if num_workers is None:  # processes take seconds to start, so few pictures get none
         is_few = pictures.count is not None and pictures.count < 1000 * num_processes
@@ -101,7 +99,7 @@ def main() -> None:
         pipe,
         pictures,
         Path(args.output_dir),
-        decoder,
+        PictureTransform(image_processor, args.jpeg_scale),
         top_k=args.top_k,
         threshold=args.threshold,
         embeddings=args.embeddings,

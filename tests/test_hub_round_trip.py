@@ -209,6 +209,15 @@ def test_a_public_repository_is_not_called_private(server, push, finished_run):
     assert "tester/artgraph is there already and public: make it private in its settings first" in refused.errors
 
 
+def test_nor_is_a_public_dataset(server, push, tmp_path):
+    (tmp_path / "README.md").write_text("# Prepared pictures")
+    push_dataset(tmp_path, "tester/pictures")
+    with pytest.raises(UserError, match="tester/pictures is there already and public"):
+        push_dataset(tmp_path, "tester/pictures", private=True)
+    push_dataset(tmp_path, "tester/others", private=True)
+    assert server.repos["datasets", "tester/others"].private
+
+
 def test_of_the_code_only_what_travels_is_sent(server, push, finished_run):
     folder, _ = finished_run
     (folder / "notes.py").write_text("PASSWORD = 'x'")

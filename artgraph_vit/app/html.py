@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..museum_label import describe
+from ..museum_label import describe, listed
 from ..tasks import Task
 
 NONE = "None is above its threshold."
@@ -52,8 +52,7 @@ def hint(text: str) -> str:
 def heading(tasks: Sequence[Task]) -> str:
     """What the page does."""
     names = [task.name.replace("_", " ") for task in tasks]
-    listed = " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
-    return f"<h1>{TITLE}</h1>{hint(f'One Vision Transformer looks at a picture once and names its {listed}.')}"
+    return f"<h1>{TITLE}</h1>{hint(f'One Vision Transformer looks at a picture once and names its {listed(names)}.')}"
 
 
 def answer_html(answer: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[Task]) -> str:

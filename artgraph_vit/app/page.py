@@ -257,7 +257,7 @@ def _heat(pipe: ArtGraphPipeline, image: Any, task: str, label: str) -> Tensor:
     prepared = pipe.preprocess(image)  # as for the labels, so that it is the map of what they were made of
     if prepared["error"] is not None:
         raise ValueError(f"The picture cannot be read: {prepared['error']}.")
-    pixel_values = prepared["pixel_values"].to(model.device, model.dtype)  # (1, 3, H, W)
+    pixel_values = prepared["pixel_values"].to(model.device, model.backbone.dtype)  # (1, 3, H, W)
     return attention_map(model, pixel_values, task, label)
 
 

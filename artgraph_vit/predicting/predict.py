@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..data.batches import PixelNormalizer
+from ..data.batches import PictureTransform, PixelNormalizer
 from ..data.exact import exact_mark
 from ..decisions import THRESHOLD
 from ..errors import UserError
@@ -45,7 +45,7 @@ def predict_pictures(
     pipe: ArtGraphPipeline,
     pictures: Pictures,
     folder: Path,
-    decoder: PictureDecoder,
+    transform: PictureTransform,
     *,
     top_k: int = 5,
     threshold: float | None = None,
@@ -67,7 +67,7 @@ def predict_pictures(
         pipe ([`ArtGraphPipeline`]).
         pictures ([`Pictures`]).
         folder (`Path`): empty, or left by a run with the same model, pictures and options, which goes on.
-        decoder ([`PictureDecoder`]).
+        transform ([`PictureTransform`]): of the model's image processor.
         top_k (`int`, *optional*, defaults to 5): labels of a single-label task.
         threshold (`float`, *optional*): of multi-label tasks, in place of the model's own.
         embeddings (`bool`, *optional*, defaults to `False`): add what search needs.
@@ -86,11 +86,12 @@ def predict_pictures(
     """
     plan = {
         "pictures": pictures.fingerprint,
-        "model": model_digest(pipe.model, decoder.transform.image_processor),
-        "jpeg_scale": decoder.transform.jpeg_scale,
+        "model": model_digest(pipe.model, transform.image_processor),
+        "jpeg_scale": transform.jpeg_scale,
         **{"top_k": top_k, "threshold": threshold, "embeddings": embeddings, "bf16": bf16, "shard_rows": shard_rows},
     }
-    normalizer = PixelNormalizer(decoder.transform.image_processor)
+    decoder = PictureDecoder(transform, with_thumbnails=embeddings)
+    normalizer = PixelNormalizer(transform.image_processor)
     predictor = _Predictor(pipe, normalizer, top_k, threshold, embeddings, bf16)
     lock = folder / ".locks" / str(process_index)
     with alone_in(lock, folder):
@@ -185,7 +186,7 @@ class _Predictor:
 
     def _forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits `(B, C)` a task and the pooled vectors `(B, hidden)`, float32, of pixels, uint8 `(B, 3, H, W)`."""
-        pixel_values = self.normalize(pixels.to(self.device)).to(self.model.dtype)
+        pixel_values = self.normalize(pixels.to(self.device)).to(self.model.backbone.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(pixel_values=pixel_values)
         return {name: values.float().cpu() for name, values in output.logits.items()}, output.pooled.float().cpu()

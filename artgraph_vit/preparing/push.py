@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..hub import hub_errors
+from ..hub import hub_errors, make_repository
 
 PUBLISHED = ("data/*.parquet", "figures/*.png", "vocabulary.json", "report.json")
 
@@ -32,7 +32,7 @@ def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token:
     card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
     api = HfApi(token=token)
     with hub_errors(f"{folder} could not be pushed to {repo_id}"):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        make_repository(api, repo_id, private, repo_type="dataset")
         files = sorted(path for pattern in PUBLISHED for path in folder.glob(pattern))
         changes: list[Any] = [CommitOperationAdd(str(path.relative_to(folder)), path) for path in files]
         changes.append(CommitOperationAdd("README.md", card.encode()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +22,8 @@ from transformers.utils import logging
 from .. import modeling_artgraph_vit as modeling
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..errors import UserError
-from ..hub import hub_errors
+from ..files import written_whole
+from ..hub import hub_errors, make_repository
 from .card import FIGURES, CardOptions, render_card
 from .questions import complete, unanswered
 from .results import write_results
@@ -108,9 +108,7 @@ def push_run(
     _remember(publication)
     api = HfApi(token=token)
     with hub_errors(failed):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.repo_info(repo_id).private:
-            raise UserError(f"{repo_id} is there already and public: make it private in its settings first.")
+        make_repository(api, repo_id, private)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         changes: list[Any] = [CommitOperationAdd(name, file) for name, file in publication.files.items()]
@@ -246,8 +244,7 @@ def _without_paths(path: Path) -> bytes:
 def _remember(publication: Publication) -> None:
     """Keeps the card and what was answered in the folder, for the next push."""
     folder = publication.folder
-    unfinished = folder / "README.md.part"
-    unfinished.write_text(publication.card, encoding="utf-8")
-    os.replace(unfinished, folder / "README.md")
+    with written_whole(folder / "README.md") as part:
+        part.write_text(publication.card, encoding="utf-8")
     if publication.results != json.loads((folder / "results.json").read_text(encoding="utf-8")):
         write_results(publication.results, folder)
