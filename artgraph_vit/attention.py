@@ -51,9 +51,11 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
             "patches, so its attentions are not between all patches: there is no map of it."
         )
     rollout = relevance_rollout(attentions, gradients)  # (tokens, tokens)
-    row = rollout[0] if model.config.pooling == "cls" else rollout.mean(0)  # (tokens,), of what the heads see
     # Whatever tokens there are besides patches (CLS, distillation, registers) come first.
-    heat = row[tokens - height * width :].view(height, width).cpu()
+    first_patch = tokens - height * width
+    of_cls, of_mean = rollout[0], rollout[first_patch:].mean(0)  # (tokens,) each, of what the heads see
+    row = {"cls": of_cls, "mean": of_mean, "cls_mean": (of_cls + of_mean) / 2}[model.config.pooling]
+    heat = row[first_patch:].view(height, width).cpu()
     # The paper also stretches the least relevant patch to 0, which would draw a flat map as full of contrast.
     return heat / heat.max() if heat.max() > 0 else heat
 
@@ -190,7 +192,7 @@ def _refuse_unsuitable(model: ArtGraphViTForImageClassification, pixel_values: T
         raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: give one picture, (1, 3, H, W).")
     if model.training:
         raise ValueError("The model is in training mode, where dropout blurs the map: call model.eval() first.")
-    if model.config.pooling not in ("cls", "mean"):
+    if model.config.pooling not in ("cls", "mean", "cls_mean"):
         raise ValueError(
             f"This model's pooling is {model.config.pooling!r}, which hides what the heads see: only of a model with "
             "pooling 'cls' or 'mean' there is a map."

@@ -6,6 +6,7 @@ SigLIP's is an attention trained with the model; CLIP's is its normalised first 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .limits import one_line, refuse_absurd, shortened
 
+_CLS_TOKENS = ("cls_token", "class_embedding")
+_PREFIX_TOKENS = (*_CLS_TOKENS, "distillation_token", "register_tokens")
 _UNSUITABLE = {
     "vit_mae": "hides a random part of each picture, also when it predicts",
     "siglip2_vision_model": "takes patches of pictures of many shapes, not pixel_values of one",
@@ -33,6 +36,21 @@ def refuse_unsuitable(backbone_config: Any, pooling: str | None = None) -> None:
         raise ValueError("pooling='pooler': this backbone gives no pooled vector; use 'cls' or 'mean'.")
 
 
+def set_options(backbone_config: Any, options: Mapping[str, Any]) -> None:
+    """Sets options of a backbone's config, such as `drop_path_rate`.
+
+    Raises:
+        ValueError: names the one that this kind of backbone does not have.
+    """
+    for name, value in options.items():
+        if not hasattr(backbone_config, name):
+            raise ValueError(
+                f"{name}: the backbone {backbone_config.model_type!r} has no such option; leave it out, or choose "
+                "another backbone."
+            )
+        setattr(backbone_config, name, value)
+
+
 def without_pooler(backbone_config: Any) -> dict[str, bool]:
     """The argument that leaves out a pooler of the kind that checkpoints often lack."""
     backbone_class: Any = MODEL_MAPPING[type(backbone_config)]
@@ -49,10 +67,36 @@ def has_pooler(backbone_config: Any) -> bool:
 
 def default_pooling(backbone: PreTrainedModel) -> str:
     """The pooling that fits a backbone: `"cls"`, `"pooler"` (its own, trained with it) or `"mean"`."""
-    names = [name for name, _ in backbone.named_parameters()]
-    if any(name.endswith("cls_token") and not name.startswith("head.") for name in names):  # AIMv2's pooler has one
+    if has_cls_token(backbone) and not _is_clip(backbone):  # CLIP's pooler is its CLS token, after a norm
         return "cls"
     return "pooler" if has_pooler(backbone.config) else "mean"
+
+
+def has_cls_token(backbone: PreTrainedModel) -> bool:
+    """Whether the first token of the last hidden state is one of the whole picture."""
+    return any(name.endswith(_CLS_TOKENS) for name in _token_names(backbone))
+
+
+def count_prefix_tokens(backbone: PreTrainedModel) -> int:
+    """How many tokens come before those of the patches: CLS, distillation and register tokens."""
+    parameters = dict(backbone.named_parameters())
+    tokens = [parameters[name] for name in _token_names(backbone)]
+    return sum(1 if token.dim() == 1 else token.shape[-2] for token in tokens)  # (hidden,) or (1, tokens, hidden)
+
+
+def interpolation(backbone: PreTrainedModel) -> dict[str, bool]:
+    """The argument that fits position embeddings to pictures of another size, where a backbone asks to be told."""
+    takes_it = "interpolate_pos_encoding" in signature(backbone.forward).parameters
+    return {"interpolate_pos_encoding": True} if takes_it else {}
+
+
+def _token_names(backbone: PreTrainedModel) -> list[str]:
+    names = [name for name, _ in backbone.named_parameters()]
+    return [name for name in names if name.endswith(_PREFIX_TOKENS) and not name.startswith("head.")]  # AIMv2's pooler
+
+
+def _is_clip(backbone: PreTrainedModel) -> bool:
+    return any(name.endswith("class_embedding") for name, _ in backbone.named_parameters())
 
 
 def build_backbone_config(values: Any) -> PreTrainedConfig:

@@ -10,18 +10,39 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
 from .backbones import build_backbone_config
-from .limits import MAX_PARAMETERS, one_line, refuse_absurd, refuse_code, shortened
+from .limits import MAX_PARAMETERS, MAX_SIDE, one_line, refuse_absurd, refuse_code, shortened
+from .task_weighting import RULES, TaskWeighting
 from .tasks import Task
 
-POOLINGS = ("cls", "mean", "pooler")
+POOLINGS = ("cls", "mean", "cls_mean", "pooler")
+MULTILABEL_LOSSES = ("bce", "asymmetric")
 MULTILABEL_REDUCTIONS = ("known_rows", "all_rows")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "pooling": POOLINGS,
+    "task_weighting": tuple(RULES),
+    "multilabel_reduction": MULTILABEL_REDUCTIONS,
+    "multilabel_loss": MULTILABEL_LOSSES,
+}
+# What each number may be, and how to say so.
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "head_dropout": (lambda value: 0 <= value < 1, "a probability of at least 0 and below 1"),
+    "loss_epsilon": (lambda value: 0 <= value <= 1e-6, "a number from 0 to 1e-6"),
+    "task_weighting_temperature": (lambda value: 0 < value < math.inf, "a number above 0"),
+    # Between 0 and 1 the gradient of the focusing has no bound.
+    "asymmetric_gamma_negative": (lambda value: value == 0 or 1 <= value < math.inf, "0, or a number of at least 1"),
+    "asymmetric_gamma_positive": (lambda value: value == 0 or 1 <= value < math.inf, "0, or a number of at least 1"),
+    "asymmetric_margin": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
+    "max_positive_weight": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
+    "logit_adjustment": (lambda value: 0 <= value < math.inf, "a number of at least 0"),
+}
 MAX_TASKS = 1_000
 MAX_LABELS = 1_000_000  # over all tasks: far above any vocabulary, far below what exhausts a machine
 MAX_LABEL_LENGTH = 1_000  # characters
@@ -51,15 +72,42 @@ class ArtGraphViTConfig(PreTrainedConfig):
             The tasks in order; one head each. A model needs at least one.
         pooling (`str`, *optional*, defaults to `"cls"`):
             The vector under the heads: `"cls"` (the first token of the last hidden state), `"mean"` (the mean of
-            the last hidden state) or `"pooler"` (the backbone's own `pooler_output`).
+            the patches' tokens), `"cls_mean"` (both, one after the other) or `"pooler"` (the backbone's own
+            `pooler_output`).
+        image_size (`int`, *optional*, defaults to the backbone's own):
+            Pixels of a side of the pictures, to which position embeddings are interpolated.
         head_dropout (`float`, *optional*, defaults to 0.3):
             Probability of the one dropout before the heads, in [0, 1).
         loss_epsilon (`float`, *optional*, defaults to 1e-8):
             The ε of the joined loss, in [0, 1e-6] (above that the loss has no minimum for small task losses).
+        task_weighting (`str`, *optional*, defaults to `"uncertainty"`):
+            How the losses of the tasks are joined: a rule of task_weighting.py.
+        max_task_weight (`float`, *optional*, defaults to none):
+            What the weight of a task cannot exceed.
+        task_weights (`dict[str, float]`, *optional*, defaults to none):
+            The weight of each task, for `task_weighting="fixed"`.
+        task_weighting_temperature (`float`, *optional*, defaults to 1):
+            Of `task_weighting="soft_uncertainty"`: the larger, the more equal the weights.
         multilabel_reduction (`str`, *optional*, defaults to `"known_rows"`):
             What a multi-label loss is divided by: the rows with a known label, or `"all_rows"`.
+        multilabel_loss (`str`, *optional*, defaults to `"bce"`):
+            Binary cross-entropy, or `"asymmetric"`, with `asymmetric_gamma_negative` (4), `asymmetric_gamma_positive`
+            (1) and `asymmetric_margin` (0.05).
+        max_positive_weight (`float`, *optional*, defaults to 1):
+            The most that a label's positives weigh more than its negatives; above 1 they weigh as much more as they
+            are fewer, up to it.
+        label_smoothing (`float`, *optional*, defaults to 0):
+            The part of each label that training spreads over all labels, in [0, 1).
+        logit_adjustment (`float`, *optional*, defaults to 0):
+            τ: the loss of single-label tasks is taken of z + τ·log π, π the classes' shares of the train rows.
         thresholds (`dict[str, float | list[float]]`, *optional*, defaults to none):
             Decision threshold of a multi-label task (one, or one a label), each in (0, 1); 0.5 where absent.
+        temperatures (`dict[str, float]`, *optional*, defaults to none):
+            What the logits of a task are divided by, above 0.
+        logit_offsets (`dict[str, list[float]]`, *optional*, defaults to none):
+            What is added to the logits of a single-label task before, one number a label.
+        tuning (`dict`, *optional*, defaults to none):
+            A record of how the last three were chosen.
 
     Raises:
         ValueError: on a misspelt name or a value outside the ranges above.
@@ -72,10 +120,25 @@ class ArtGraphViTConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     tasks: list = field(default_factory=list)
     pooling: str = "cls"
+    image_size: int | None = None
     head_dropout: float = 0.3
     loss_epsilon: float = 1e-8
+    task_weighting: str = "uncertainty"
+    max_task_weight: float | None = None
+    task_weights: dict | None = None
+    task_weighting_temperature: float = 1.0
     multilabel_reduction: str = "known_rows"
+    multilabel_loss: str = "bce"
+    asymmetric_gamma_negative: float = 4.0
+    asymmetric_gamma_positive: float = 1.0
+    asymmetric_margin: float = 0.05
+    max_positive_weight: float = 1.0
+    label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
     thresholds: dict = field(default_factory=dict)
+    temperatures: dict = field(default_factory=dict)
+    logit_offsets: dict = field(default_factory=dict)
+    tuning: dict = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
@@ -171,26 +234,53 @@ class ArtGraphViTConfig(PreTrainedConfig):
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ValueError(f"Each task needs a name of its own, got {', '.join(names)}.")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={shortened(self.pooling)}: use one of {', '.join(POOLINGS)}.")
-        if self.multilabel_reduction not in MULTILABEL_REDUCTIONS:
-            choices = ", ".join(MULTILABEL_REDUCTIONS)
-            raise ValueError(f"multilabel_reduction={shortened(self.multilabel_reduction)}: use one of {choices}.")
-        for name in ("head_dropout", "loss_epsilon"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"{name}={shortened(getattr(self, name))}: use a number.")
-        if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"head_dropout={self.head_dropout}: use a probability of at least 0 and below 1.")
-        if not 0 <= self.loss_epsilon <= 1e-6:
-            raise ValueError(f"loss_epsilon={self.loss_epsilon}: use a number from 0 to 1e-6.")
-        if not isinstance(self.thresholds, (dict, type(None))):
-            raise ValueError(f"thresholds={shortened(self.thresholds)}: give a dict with the thresholds of each task.")
-        self.thresholds = dict(self.thresholds or {})
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={shortened(getattr(self, name))}: use one of {', '.join(choices)}.")
+        for name, (is_right, what) in _NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) not in (int, float):
+                raise ValueError(f"{name}={shortened(value)}: use a number.")
+            if not is_right(value):  # also of nan
+                raise ValueError(f"{name}={value}: use {what}.")
+        size = self.image_size
+        if size is not None and (type(size) is not int or not 1 <= size <= MAX_SIDE):
+            raise ValueError(f"image_size={shortened(size)}: use an integer from 1 to {MAX_SIDE:,}.")
+        self._check_task_weights()
+        self._check_decisions()
+
+    def _check_task_weights(self) -> None:
+        most, names = self.max_task_weight, [task.name for task in self.tasks]
+        if most is not None and not (type(most) in (int, float) and 0 < most < math.inf):
+            raise ValueError(f"max_task_weight={shortened(most)}: use a number above 0, or leave it out.")
+        if self.task_weighting != "fixed":
+            if self.task_weights:
+                raise ValueError(
+                    f"task_weights are for task_weighting='fixed', not for {self.task_weighting!r}: leave them out."
+                )
+            return
+        weights = self.task_weights
+        if not isinstance(weights, dict) or (names and set(weights) != set(names)):
+            raise ValueError(
+                f"task_weighting='fixed' needs task_weights, one for each of {', '.join(names) or 'the tasks'}; "
+                f"got {shortened(weights)}."
+            )
+        if not all(type(weight) in (int, float) and 0 <= weight < math.inf for weight in weights.values()):
+            raise ValueError(f"task_weights={shortened(weights)}: use numbers of at least 0.")
+
+    def _check_decisions(self) -> None:
+        """Thresholds, temperatures and offsets: each of a task, and as many numbers as it has labels."""
+        for name in ("thresholds", "temperatures", "logit_offsets", "tuning"):
+            value = getattr(self, name)
+            if not isinstance(value, (dict, type(None))):
+                raise ValueError(f"{name}={shortened(value)}: give a dict with the {name} of each task.")
+            setattr(self, name, dict(value or {}))
+        by_name = {task.name: task for task in self.tasks}
         for name, threshold in self.thresholds.items():
-            task = next((task for task in self.tasks if task.name == name and task.is_multi_label), None)
-            values = threshold if isinstance(threshold, (list, tuple)) else [threshold]
-            if task is None:
+            task = by_name.get(name)
+            if task is None or not task.is_multi_label:
                 raise ValueError(f"thresholds names {name!r}, which is not a multi-label task of this config.")
+            values = threshold if isinstance(threshold, (list, tuple)) else [threshold]
             if len(values) not in (1, task.num_labels) or not all(
                 isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1 for value in values
             ):
@@ -198,6 +288,21 @@ class ArtGraphViTConfig(PreTrainedConfig):
                     f"thresholds[{name!r}] must be one number, or one for each of the {task.num_labels} labels, "
                     "above 0 and below 1."
                 )
+        for name, temperature in self.temperatures.items():
+            if name not in by_name:
+                raise ValueError(f"temperatures names {name!r}, which is not a task of this config.")
+            if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+                raise ValueError(f"temperatures[{name!r}] must be a number above 0.")
+        for name, offsets in self.logit_offsets.items():
+            task = by_name.get(name)
+            if task is None or task.is_multi_label:
+                raise ValueError(f"logit_offsets names {name!r}, which is not a single-label task of this config.")
+            if (
+                not isinstance(offsets, (list, tuple))
+                or len(offsets) != task.num_labels
+                or not all(type(value) in (int, float) and math.isfinite(value) for value in offsets)
+            ):
+                raise ValueError(f"logit_offsets[{name!r}] must be {task.num_labels} numbers, one for each label.")
 
     def _refuse_absurd_heads(self) -> None:
         if self.hidden_size * sum(task.num_labels for task in self.tasks) > MAX_PARAMETERS // 10:
@@ -210,7 +315,19 @@ class ArtGraphViTConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Length of the pooled vector."""
         backbone: Any = self.backbone_config
-        return backbone.hidden_size if hasattr(backbone, "hidden_size") else backbone.hidden_sizes[-1]
+        hidden = backbone.hidden_size if hasattr(backbone, "hidden_size") else backbone.hidden_sizes[-1]
+        return 2 * hidden if self.pooling == "cls_mean" else hidden
+
+    @property
+    def weighting(self) -> TaskWeighting:
+        """How the losses of the tasks are joined."""
+        return TaskWeighting(
+            rule=self.task_weighting,
+            epsilon=self.loss_epsilon,
+            max_weight=self.max_task_weight,
+            fixed=tuple((self.task_weights or {}).get(task.name, 1.0) for task in self.tasks),
+            temperature=self.task_weighting_temperature,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "tasks": [task.to_dict() for task in self.tasks]}

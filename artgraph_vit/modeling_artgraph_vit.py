@@ -19,18 +19,21 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones import default_pooling, refuse_unsuitable, without_pooler
+from .backbones import (
+    count_prefix_tokens,
+    default_pooling,
+    has_cls_token,
+    interpolation,
+    refuse_unsuitable,
+    set_options,
+    without_pooler,
+)
 from .configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
 from .decisions import THRESHOLD, predicted_labels
+from .heads import TaskHead
 from .loading import refuse_incomplete, refuse_pickles
-from .losses import (
-    join_task_losses,
-    known_rows,
-    multi_label_denominator,
-    multi_label_numerator,
-    single_label_denominator,
-    single_label_numerator,
-)
+from .losses import known_rows
+from .task_weighting import join_task_losses
 from .tasks import Task
 
 
@@ -55,15 +58,6 @@ class ArtGraphViTOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class TaskHead(nn.Linear):
-    """The linear head of one task; a single-label head carries its class weights, which its loss needs."""
-
-    def __init__(self, hidden_size: int, task: Task):
-        super().__init__(hidden_size, task.num_labels)
-        if not task.is_multi_label:
-            self.class_weights = nn.Buffer(torch.ones(task.num_labels))
-
-
 class ArtGraphViTForImageClassification(PreTrainedModel):
     """A vision backbone with one classification head for each task of its config.
 
@@ -82,7 +76,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     accepts_loss_kwargs = False  # the Trainer divides no loss of ours: see training/trainer.py
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ["log_variances", "class_weights"]
+    _keep_in_fp32_modules_strict = ["log_variances", "class_weights", "log_prior", "positive_weights"]
 
     def __init__(self, config: ArtGraphViTConfig):
         super().__init__(config)
@@ -98,8 +92,11 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         self.backbone: PreTrainedModel = AutoModel.from_config(
             config.backbone_config, **without_pooler(config.backbone_config)
         )
+        if config.pooling in ("cls", "cls_mean") and not has_cls_token(self.backbone):
+            raise ValueError(f"pooling={config.pooling!r}: this backbone has no CLS token; use 'mean' or 'pooler'.")
+        self._prefix_tokens = count_prefix_tokens(self.backbone)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.heads = nn.ModuleDict({task.name: TaskHead(config.hidden_size, task) for task in config.tasks})
+        self.heads = nn.ModuleDict({task.name: TaskHead(task, config) for task in config.tasks})
         self.log_variances = nn.Parameter(torch.zeros(len(config.tasks)))  # (tasks,), in the config's order
         self._backbone_is_frozen = False
         self.post_init()
@@ -113,6 +110,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         *,
         from_scratch: bool = False,
         revision: str | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
         **config_options: Any,
     ) -> ArtGraphViTForImageClassification:
         """Puts fresh heads on a vision backbone.
@@ -124,20 +122,23 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             from_scratch (`bool`, *optional*, defaults to `False`): take the backbone's config only, and train its
                 weights from a random start.
             revision (`str`, *optional*): branch, tag or commit on the Hub.
+            backbone_options (`Mapping`, *optional*): options of the backbone's own config, such as `drop_path_rate`.
             config_options: further options of [`ArtGraphViTConfig`]; `pooling` follows the backbone where it is not
                 given: the CLS token where there is one (after CLIP's own norm), else the backbone's own pooler,
                 else the mean.
 
         Raises:
             OSError: if there is no such model, or it has no safetensors weights.
-            ValueError: if a tensor of the backbone is not in the checkpoint.
+            ValueError: if a tensor of the backbone is not in the checkpoint, or its config has no such option.
         """
         backbone_config = load_backbone_config(name_or_path, revision)
+        set_options(backbone_config, backbone_options or {})
         if os.path.exists(name_or_path):
             backbone_config.name_or_path = ""  # a path of this machine means nothing to who loads the model
         if hasattr(backbone_config, "use_mask_token"):
             backbone_config.use_mask_token = False  # nothing is masked here: the parameter would never be trained
-        config = ArtGraphViTConfig(backbone_config=backbone_config, tasks=list(tasks), **config_options)
+        chosen = {"pooling": "mean"} | config_options  # any backbone has a mean, until what fits it is known
+        config = ArtGraphViTConfig(backbone_config=backbone_config, tasks=list(tasks), **chosen)
         model = cls(config)
         if "pooling" not in config_options:
             config.pooling = default_pooling(model.backbone)
@@ -194,7 +195,10 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         pixel_values: Tensor | None = None,
         labels: Mapping[str, Tensor] | None = None,
         pooled: Tensor | None = None,
+        second_labels: Mapping[str, Tensor] | None = None,
+        share: Tensor | None = None,
         denominators: Tensor | None = None,
+        step_losses: Tensor | None = None,
         log_term_share: float = 1.0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -208,9 +212,13 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 before, in place of `pixel_values`.
             labels (`dict[str, Tensor]`, *optional*): for each task int64 `(B,)` with -100 for unknown, or float
                 `(B, C)` of 0/1 with -100 for an unknown row or entry.
+            second_labels (`dict[str, Tensor]`, *optional*), share (`FloatTensor` of shape `(B,)`, *optional*): of
+                mixed pictures, the labels of the other picture, and the part of each row that `labels` carry.
             denominators (`FloatTensor` of shape `(T,)`, *optional*): what to divide each task's numerator by, where
                 the batch is a part of an optimizer step (0 for a task with no known row in the whole step);
                 by default those of this batch.
+            step_losses (`FloatTensor` of shape `(T,)`, *optional*): then, the losses of the whole step, which some
+                rules of task weighting need.
             log_term_share (`float`, *optional*, defaults to 1): the part of the log σ terms this batch carries.
             output_hidden_states, output_attentions (`bool`, *optional*, default to the config's): return the
                 backbone's.
@@ -233,7 +241,9 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_is_frozen):
                 # Some backbones know only one of the two.
                 features = self.backbone(
-                    pixel_values=pixel_values, **{name: True for name, is_asked in asked.items() if is_asked}
+                    pixel_values=pixel_values,
+                    **self._at_other_size(pixel_values),
+                    **{name: True for name, is_asked in asked.items() if is_asked},
                 )
                 pooled = self._pool(features)  # (B, hidden)
         dropped = self.dropout(pooled)
@@ -243,11 +253,13 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         if labels is not None:
             is_known = None
             if denominators is None:
-                denominators, is_known = self.loss_denominators(labels)
+                denominators, is_known = self.loss_denominators(labels, second_labels, share)
             else:
                 is_known = denominators > 0
-            losses = self.loss_numerators(logits, labels) / torch.where(is_known, denominators, 1.0)  # (T,)
-            loss = join_task_losses(losses, is_known, self.log_variances, self.config.loss_epsilon, log_term_share)
+            numerators = self.loss_numerators(logits, labels, second_labels, share)
+            losses = numerators / torch.where(is_known, denominators, 1.0)  # (T,)
+            weighting = self.config.weighting
+            loss = join_task_losses(losses, is_known, self.log_variances, weighting, log_term_share, step_losses)
             task_losses = dict(zip(self.heads, losses.detach().unbind(), strict=True))
 
         output = ArtGraphViTOutput(
@@ -261,30 +273,38 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
 
-    def loss_numerators(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+    def loss_numerators(
+        self,
+        logits: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        second_labels: Mapping[str, Tensor] | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """The numerator of each task's loss over the rows given, shape `(T,)`."""
         self._check_label_names(labels)
-        numerators = []
-        for task in self.config.tasks:
-            if task.is_multi_label:
-                numerators.append(multi_label_numerator(logits[task.name], labels[task.name]))
-            else:
-                class_weights = self._class_weights(task.name)
-                numerators.append(single_label_numerator(logits[task.name], labels[task.name], class_weights))
-        return torch.stack(numerators)
+        heads: Any = self.heads
+        own = [head.loss_numerator(logits[name], labels[name], share) for name, head in heads.items()]
+        if second_labels is None:
+            return torch.stack(own)
+        assert share is not None
+        return torch.stack(own) + self.loss_numerators(logits, second_labels, share=1 - share)
 
-    def loss_denominators(self, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_denominators(
+        self,
+        labels: Mapping[str, Tensor],
+        second_labels: Mapping[str, Tensor] | None = None,
+        share: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The denominator of each task's loss, shape `(T,)`, and whether it has a known row, bool `(T,)`."""
         self._check_label_names(labels)
-        denominators, rows = [], []
-        for task in self.config.tasks:
-            if task.is_multi_label:
-                denominators.append(multi_label_denominator(labels[task.name], self.config.multilabel_reduction))
-            else:
-                class_weights = self._class_weights(task.name)
-                denominators.append(single_label_denominator(labels[task.name], class_weights))
-            rows.append(known_rows(labels[task.name]))
-        return torch.stack(denominators), torch.stack(rows) > 0
+        heads: Any = self.heads
+        denominators = torch.stack([head.loss_denominator(labels[name], share) for name, head in heads.items()])
+        is_known = torch.stack([known_rows(labels[name], share) for name in heads]) > 0
+        if second_labels is None:
+            return denominators, is_known
+        assert share is not None
+        second, second_is_known = self.loss_denominators(second_labels, share=1 - share)
+        return denominators + second, is_known | second_is_known
 
     def freeze_backbone(self) -> None:
         """Only heads and log variances learn from now on; the backbone stays in eval mode and builds no graph."""
@@ -298,6 +318,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             parameter.requires_grad_(not name.endswith("mask_token"))
         self.backbone.train(self.training)
         self._backbone_is_frozen = False
+        self.log_variances.requires_grad_(self.config.weighting.learns)
 
     def train(self, mode: bool = True) -> ArtGraphViTForImageClassification:
         """As in PyTorch, but a frozen backbone stays in eval mode."""
@@ -323,7 +344,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 raise ValueError(f"{name!r} is not a single-label task of this model, so it has no class weights.")
             if weights.shape != (task.num_labels,) or not bool((weights > 0).all()):
                 raise ValueError(f"The class weights of {name!r} must be {task.num_labels} numbers above 0.")
-            self._class_weights(name).copy_(weights)
+            head: Any = self.heads[name]
+            head.class_weights.copy_(weights)
 
     @torch.no_grad()
     def predict_labels(self, logits: Mapping[str, Tensor]) -> list[dict[str, list[str]]]:
@@ -338,10 +360,6 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 row[task.name] = [task.labels[label] for label in order.tolist() if chosen[label]]
         return rows
 
-    def _class_weights(self, name: str) -> Tensor:
-        head: Any = self.heads[name]
-        return head.class_weights  # (C,)
-
     def _pool(self, features: Any) -> Tensor:
         if self.config.pooling == "pooler":
             return features.pooler_output.flatten(1)  # (B, hidden); convolutional backbones give (B, hidden, 1, 1)
@@ -350,7 +368,20 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             raise ValueError(
                 f"This backbone gives no tokens to take the {self.config.pooling} of: use pooling='pooler'."
             )
-        return tokens[:, 0] if self.config.pooling == "cls" else tokens.mean(1)
+        if self.config.pooling == "cls":
+            return tokens[:, 0]
+        mean = tokens[:, self._prefix_tokens :].mean(1)
+        return mean if self.config.pooling == "mean" else torch.cat([tokens[:, 0], mean], dim=-1)
+
+    def _at_other_size(self, pixel_values: Any) -> dict[str, bool]:
+        """What makes the backbone take pictures of the config's `image_size`, if that is not its own."""
+        size = self.config.image_size
+        if size is None:
+            return {}
+        if pixel_values.shape[-2:] != (size, size):
+            height, width = pixel_values.shape[-2:]
+            raise ValueError(f"This model takes pictures of {size}x{size} pixels, not of {height}x{width}.")
+        return interpolation(self.backbone)
 
     def _check_label_names(self, labels: Mapping[str, Tensor]) -> None:
         if set(labels) != set(self.heads):
@@ -361,10 +392,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, TaskHead):
-            init.normal_(module.weight, std=0.02)
-            init.zeros_(module.bias)
-            if hasattr(module, "class_weights"):
-                init.ones_(module.class_weights)
+            module.init_weights()
         elif module is self:
             init.zeros_(self.log_variances)
         else:

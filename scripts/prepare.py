@@ -36,7 +36,7 @@ class PrepareArguments:
         default=None,
         metadata={
             "help": "A backbone, whose image processor's very pixels are stored, uncompressed: the fastest to train "
-            "on, for this backbone alone and without random crops."
+            "on, for this backbone alone; random crops of them are enlarged."
         },
     )
     num_processes: int | None = field(default=None, metadata={"help": "By default one a core."})

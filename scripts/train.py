@@ -42,7 +42,7 @@ def main() -> None:
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
-    pictures = load_pictures(splits, tasks, data_args, image_processor)
+    pictures = load_pictures(splits, tasks, data_args, image_processor, data_args.augmentation(args.seed))
     trainer = ArtGraphTrainer(
         model=model,
         args=args,
@@ -54,7 +54,7 @@ def main() -> None:
     )
     trainer.add_callback(FrozenPhaseTest(trainer, pictures["test"]))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    results = finish_run(trainer, splits, pictures["test"], model_args, data_args, card_args)
+    results = finish_run(trainer, splits, pictures, model_args, data_args, card_args)
 
     if trainer.is_world_process_zero():
         print(results_table(results, [task.name for task in tasks]))

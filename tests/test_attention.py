@@ -98,6 +98,7 @@ def test_rollout_of_two_layers_and_two_heads_follows_the_paper():
     [
         (ViTConfig, "cls", 1),
         (ViTConfig, "mean", 1),
+        (ViTConfig, "cls_mean", 1),
         (DeiTConfig, "cls", 2),
         (BeitConfig, "cls", 1),
         (Dinov2Config, "cls", 1),
@@ -112,7 +113,8 @@ def test_the_map_is_the_row_that_the_heads_see_without_other_tokens(eager, tiny,
     assert {attention.shape for attention in attentions} == {(2, 4 + prefix, 4 + prefix)}
     torch.testing.assert_close(attentions[0].sum(-1), torch.ones(2, 4 + prefix))
     rollout = relevance_rollout(attentions, gradients)
-    row = (rollout[0] if pooling == "cls" else rollout.mean(0))[prefix:].view(2, 2)
+    of_cls, of_mean = rollout[0], rollout[prefix:].mean(0)
+    row = {"cls": of_cls, "mean": of_mean, "cls_mean": (of_cls + of_mean) / 2}[pooling][prefix:].view(2, 2)
     heat = attention_map(model, pixel_values, "artist", "bea")
     torch.testing.assert_close(heat, row / row.max())
     assert heat.dtype == torch.float32

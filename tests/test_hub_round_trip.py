@@ -134,7 +134,9 @@ def finished_run(tmp_path) -> tuple[Path, dict]:
     state = {"best_model_checkpoint": "/home/me/run/checkpoint-4", "log_history": []}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     (folder / "figures").mkdir()
-    (folder / "figures" / "multiclassification_losses.png").write_bytes(b"\x89PNG made")
+    for name in ("multiclassification_losses", "confusion_genre"):
+        (folder / "figures" / f"{name}.png").write_bytes(b"\x89PNG made " + name.encode())
+    (folder / "labels.csv").write_text("task,label\r\n")
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pkl", ".secret.py"):
         (folder / name).write_bytes(pickle.dumps(name))
     (folder / "checkpoint-4").mkdir()
@@ -146,7 +148,8 @@ def finished_run(tmp_path) -> tuple[Path, dict]:
 
 PUSHED = {
     *("README.md", "model.safetensors", "config.json", "preprocessor_config.json", "results.json"),
-    *("trainer_state.json", "figures/multiclassification_losses.png"),
+    *("trainer_state.json", "labels.csv"),
+    *("figures/multiclassification_losses.png", "figures/confusion_genre.png"),
 }
 
 
@@ -170,6 +173,8 @@ def test_a_pushed_run_loads_into_an_empty_cache(server, push, tmp_path, finished
     assert set(files) == PUSHED | code
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] == "checkpoint-4"
     assert server.commits("models", "tester/artgraph", "main") == ["initial commit", "Upload a trained ArtGraph ViT"]
+
+    assert "](figures/confusion_genre.png)" in files["README.md"].decode()
 
     snippets = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.S)
     assert len(snippets) == 3
@@ -363,7 +368,7 @@ def test_an_upload_that_broke_off_is_repeated(server, push, finished_run, place)
         server.files("models", "tester/artgraph")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     )
     sent = [request for request in server.requests if request.startswith("PUT ")]
-    assert len(sent) == len(set(sent)) == 2  # the weights and a figure, each once
+    assert len(sent) == len(set(sent)) == 3  # the weights and two figures, each once
     assert push(folder).code == 0
     assert len(server.commits("models", "tester/artgraph")) == 2
 

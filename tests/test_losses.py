@@ -11,13 +11,14 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from artgraph_vit.losses import (
-    balanced_class_weights,
-    join_task_losses,
+    asymmetric_numerator,
     multi_label_denominator,
     multi_label_numerator,
     single_label_denominator,
     single_label_numerator,
 )
+from artgraph_vit.task_weighting import TaskWeighting, join_task_losses
+from artgraph_vit.training.imbalance import balanced_class_weights
 
 PUBLISHED_LOSSES = [2.35425907741464, 2.991217190909951, 2.865208080331326, 0.021898770528032057, 0.06884663572904208]
 
@@ -118,7 +119,8 @@ def test_gradients_equal_central_finite_differences(random_case):
 
 def gradient_of_s(loss: float, s: float, epsilon: float) -> float:
     s = torch.tensor([s], dtype=torch.float64, requires_grad=True)
-    joined = join_task_losses(torch.tensor([loss], dtype=torch.float64), torch.tensor([True]), s, epsilon)
+    weighting = TaskWeighting(epsilon=epsilon)
+    joined = join_task_losses(torch.tensor([loss], dtype=torch.float64), torch.tensor([True]), s, weighting)
     return torch.autograd.grad(joined, s)[0].item()
 
 
@@ -143,7 +145,7 @@ def test_with_epsilon_the_best_variance_solves_its_closed_form(loss, epsilon):
 def test_total_and_weights_at_the_optimum_for_the_published_losses():
     losses = torch.tensor(PUBLISHED_LOSSES, dtype=torch.float64, requires_grad=True)
     s = torch.log(2 * losses.detach())
-    total = join_task_losses(losses, torch.ones(5, dtype=torch.bool), s, epsilon=0.0)
+    total = join_task_losses(losses, torch.ones(5, dtype=torch.bool), s, TaskWeighting())
     assert total.item() == pytest.approx(2.4865423144574037, rel=1e-14)
     weights = torch.autograd.grad(total, losses)[0].tolist()
     assert weights == pytest.approx([0.21238104, 0.16715603, 0.1745074, 22.83233204, 7.262519], rel=1e-7)
@@ -151,7 +153,7 @@ def test_total_and_weights_at_the_optimum_for_the_published_losses():
 
 def test_epsilon_zero_is_the_plain_log_variance_form():
     losses, s = np.array([0.3, 2.0, 7.0]), np.array([-1.5, 0.0, 2.5])
-    joined = join_task_losses(torch.tensor(losses), torch.ones(3, dtype=torch.bool), torch.tensor(s), epsilon=0.0)
+    joined = join_task_losses(torch.tensor(losses), torch.ones(3, dtype=torch.bool), torch.tensor(s), TaskWeighting())
     assert joined.item() == pytest.approx(np.sum(np.exp(-s) * losses + s / 2), rel=1e-14)
 
 
@@ -175,7 +177,7 @@ def test_a_task_without_a_known_row_adds_nothing(random_case, name, reduction):
         torch.stack(list(output.task_losses.values()))[others],
         torch.tensor([True, True]),
         model.log_variances[others],
-        model.config.loss_epsilon,
+        model.config.weighting,
     )
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-14)
 
@@ -216,7 +218,8 @@ def test_bfloat16_logits_give_float32_losses(autocast):
     multi = torch.tensor([[1.0, 0, 0, 1]] * 4 + [[-100.0] * 4])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         values = [single_label_numerator(logits, single, weights), multi_label_numerator(logits, multi)]
-        joined = join_task_losses(torch.stack(values), torch.tensor([True, True]), torch.tensor([0.3, 0.1]), 1e-8)
+        s = torch.tensor([0.3, 0.1])
+        joined = join_task_losses(torch.stack(values), torch.tensor([True, True]), s, TaskWeighting())
     exact = [single_label_numerator(logits.double(), single, weights), multi_label_numerator(logits.double(), multi)]
     assert [value.dtype for value in (*values, joined)] == [torch.float32] * 3
     assert [value.item() for value in values] == pytest.approx([value.item() for value in exact], rel=1e-6)
@@ -299,10 +302,82 @@ def test_two_regressions_with_different_noise_learn_their_noise():
     def closure():
         optimizer.zero_grad()
         losses = (lines[:, :1] * inputs + lines[:, 1:] - outputs).square().mean(1)
-        loss = join_task_losses(losses, torch.tensor([True, True]), s, epsilon=0.0)
+        loss = join_task_losses(losses, torch.tensor([True, True]), s, TaskWeighting())
         loss.backward()
         return loss
 
     optimizer.step(closure)
     assert torch.exp(s / 2).tolist() == pytest.approx([math.sqrt(2) * error for error in errors], rel=1e-6)
     assert lines.detach().numpy() == pytest.approx(np.stack([np.polyfit(x, y, 1) for y in targets]), rel=1e-5)
+
+
+def random_multi_label(seed: int = 0, rows: int = 40):
+    random = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, 6, generator=random, dtype=torch.float64)
+    labels = (torch.rand(rows, 6, generator=random) < 0.3).double()
+    labels[torch.rand(rows, 6, generator=random) < 0.2] = -100
+    return logits, labels
+
+
+def test_the_asymmetric_loss_without_focusing_is_the_binary_cross_entropy():
+    logits, labels = random_multi_label()
+    plain = asymmetric_numerator(logits, labels, gamma_negative=0, gamma_positive=0, margin=0)
+    assert plain.item() == pytest.approx(multi_label_numerator(logits, labels).item(), rel=1e-12)
+
+
+def test_the_asymmetric_loss_equals_its_papers_formula_entry_by_entry():
+    logits, labels = random_multi_label(1)
+    total = 0.0
+    for row, label in np.ndindex(*logits.shape):
+        y, p = labels[row, label].item(), 1 / (1 + math.exp(-logits[row, label].item()))
+        shifted = max(p - 0.05, 0)
+        if y == 1:
+            total += (1 - p) ** 1 * -math.log(p)
+        elif y == 0:
+            total += shifted**4 * -math.log(1 - shifted)
+    value = asymmetric_numerator(logits, labels, gamma_negative=4, gamma_positive=1, margin=0.05)
+    assert value.item() == pytest.approx(total / 6, rel=1e-12)
+
+
+@pytest.mark.parametrize("gammas", [(0.0, 0.0), (4.0, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize("margin", [0.0, 0.05])
+def test_the_asymmetric_loss_is_finite_far_out(gammas, margin):
+    logits = torch.tensor([[-200.0, -40.0, 0.0, 17.5, 40.0, 200.0]] * 2, requires_grad=True)
+    labels = torch.tensor([[0.0] * 6, [1.0] * 6])
+    loss = asymmetric_numerator(logits, labels, *gammas, margin)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_weights_of_positives_and_smoothing_are_pytorchs():
+    logits, labels = random_multi_label(2)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], dtype=torch.float64)
+    known = labels >= 0
+    soft = (labels == 1).double() * 0.9 + 0.05  # smoothing of .1
+    expected = torch.nn.BCEWithLogitsLoss(reduction="none", pos_weight=weights)(logits, soft)[known].sum() / 6
+    assert multi_label_numerator(logits, labels, 0.1, weights).item() == pytest.approx(expected.item(), rel=1e-12)
+
+    single, class_weights = torch.tensor([0, 5, -100, 2] * 10), weights
+    expected = torch.nn.CrossEntropyLoss(class_weights, label_smoothing=0.1)(logits, single)  # its weighted mean
+    value = single_label_numerator(logits, single, class_weights, 0.1)
+    assert (value / single_label_denominator(single, class_weights)).item() == pytest.approx(
+        expected.item(), rel=1e-12
+    )
+
+
+def test_labels_are_smoothed_in_training_only(build_model, make_batch):
+    smoothed, plain = build_model(label_smoothing=0.2, head_dropout=0.0), build_model(head_dropout=0.0)
+    batch = make_batch()
+    assert smoothed.eval()(**batch).loss.item() == plain.eval()(**batch).loss.item()
+    assert smoothed.train()(**batch).loss.item() != pytest.approx(plain.train()(**batch).loss.item(), rel=1e-3)
+
+
+def test_offsets_and_temperatures_of_the_config_change_the_logits(build_model, make_batch):
+    pixels = make_batch()["pixel_values"]
+    plain = build_model()(pixels).logits
+    offsets = [0.5, -1.0, 0.0, 2.0]
+    tuned = build_model(temperatures={"artist": 2.0, "tags": 0.5}, logit_offsets={"artist": offsets})(pixels).logits
+    torch.testing.assert_close(tuned["artist"], (plain["artist"] + torch.tensor(offsets)) / 2)
+    torch.testing.assert_close(tuned["tags"], plain["tags"] * 2)
+    assert torch.equal(tuned["genre"], plain["genre"])

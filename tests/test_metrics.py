@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 import torch
 from sklearn.dummy import DummyClassifier
-from sklearn.metrics import accuracy_score, f1_score, hamming_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    hamming_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from artgraph_vit import Task
-from artgraph_vit.metrics import MultiTaskMetrics, majority_metrics
+from artgraph_vit.metrics import MultiTaskMetrics, kinds_of, majority_metrics, score_bins
 from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL
 
+pytestmark = pytest.mark.filterwarnings(
+    *("ignore:y_pred contains classes not in y_true", "ignore:A single label was found in 'y_true'")
+)
 STYLE = Task("style", SINGLE_LABEL, tuple("abcdefg"))
 TAGS = Task("tags", MULTI_LABEL, tuple("uvwxyz"))
 PUBLISHED_F1S = {
@@ -25,10 +37,17 @@ PUBLISHED_F1S = {
 }
 
 
+def micro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    return f1_score(labels, predicted, average="micro", zero_division=0)
+
+
 def sklearn_metrics(name: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """scikit-learn's values on rows that are all known: class indices `(N,)` or 0/1 `(N, C)`."""
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
-    first = {"accuracy": accuracy_score} if labels.ndim == 1 else {"hamming_loss": hamming_loss}
+    if labels.ndim == 1:
+        first = {"accuracy": accuracy_score, "balanced_accuracy": balanced_accuracy_score}
+    else:
+        first = {"hamming_loss": hamming_loss, "micro_f1": micro_f1}
     return {
         **{f"{name}_{key}": function(labels, predicted) for key, function in first.items()},
         f"{name}_macro_precision": precision,
@@ -95,8 +114,161 @@ def test_a_masked_entry_counts_for_its_label_nowhere():
     f1s = [f1_score(labels[known[:, c], c], predicted[known[:, c], c], zero_division=0) for c in range(6)]
     assert_values(
         metrics.compute(),
-        {"tags_hamming_loss": np.mean(labels[known] != predicted[known]), "tags_macro_f1": np.mean(f1s)},
+        {
+            "tags_hamming_loss": np.mean(labels[known] != predicted[known]),
+            "tags_macro_f1": np.mean(f1s),
+            "tags_micro_f1": f1_score(labels[known], predicted[known]),  # of all known entries as one label
+        },
     )
+
+
+@pytest.fixture
+def scored_tags():
+    """Logits of 3,000 artworks, with ties and extremes, and their tags: rows and entries unknown, the second tag on
+    no artwork, the third on all of those that are known."""
+    random = np.random.default_rng(8)
+    tags = (random.random((3000, 6)) < [0.02, 0, 1, 0.3, 0.5, 0.1]).astype(float)
+    logits = (2 * tags + random.normal(size=tags.shape) * [1, 1, 1, 0.2, 9, 2] - 2).astype(np.float32)
+    logits[:40, 3] = 0.75
+    logits[40:44, 5] = [np.inf, -np.inf, 21, -1e30]
+    tags[random.random(3000) < 0.2] = -100
+    tags[random.random(tags.shape) < 0.1] = -100
+    return logits, tags
+
+
+def test_mean_average_precision_equals_scikit_learn_to_a_bin(scored_tags):
+    logits, tags = scored_tags
+    metrics = MultiTaskMetrics([TAGS])
+    for rows in torch.arange(3000).split([1, 999, 2000]):
+        metrics.update({"tags": torch.tensor(logits)[rows]}, {"tags": torch.tensor(tags)[rows]})
+
+    def expected(scores: np.ndarray) -> list[float]:
+        known = tags != -100
+        return [average_precision_score(tags[known[:, c], c], scores[known[:, c], c]) for c in (0, 2, 3, 4, 5)]
+
+    found = [row["average_precision"] for row in metrics.label_rows()]
+    assert found.pop(1) is None
+    assert found == pytest.approx(expected(score_bins(torch.tensor(logits)).numpy()), rel=1e-12)
+    raw = expected(np.nan_to_num(logits))
+    assert found == pytest.approx(raw, abs=5e-3)
+    mean = metrics.compute()["tags_mean_average_precision"]
+    assert mean == pytest.approx(np.mean(found), rel=1e-12)
+    assert mean == pytest.approx(np.mean(raw), abs=2e-3)
+
+
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_top_5_accuracy_equals_scikit_learn_and_counts_the_first_of_equal_scores(random_rows, has_ties):
+    logits, labels = random_rows(2)
+    if has_ties:
+        logits["style"] = logits["style"].round()
+    metrics = MultiTaskMetrics([STYLE])
+    for rows in torch.arange(150).split([100, 50]):
+        metrics.update({"style": logits["style"][rows]}, {"style": labels["style"][rows]})
+    known = labels["style"].numpy() != -100
+    scores, style = logits["style"].numpy()[known], labels["style"].numpy()[known]
+    # scikit-learn counts the last of equal scores, where accuracy takes the first: hence from right to left.
+    expected = top_k_accuracy_score(6 - style, scores[:, ::-1], k=5, labels=range(7))
+    values = metrics.compute()
+    assert values["style_top5_accuracy"] == pytest.approx(expected, rel=1e-12)
+    assert values["style_accuracy"] < values["style_top5_accuracy"] < 1
+
+
+def test_scores_that_are_not_numbers_win_nothing():
+    logits = {"style": torch.full((4, 7), math.nan), "tags": torch.full((4, 6), math.nan)}
+    labels = {"style": torch.tensor([0, 1, 2, -100]), "tags": torch.tensor([[1.0, 0, 0, 0, 0, 0]]).repeat(4, 1)}
+    labels["tags"][1:, 0] = 0
+    metrics = MultiTaskMetrics([STYLE, TAGS])
+    metrics.update(logits, labels)
+    values = metrics.compute()
+    assert values["style_top5_accuracy"] == 0
+    assert values["tags_mean_average_precision"] == 0.25  # as if all were tied
+    assert values["tags_macro_recall"] == 0
+
+
+def test_what_is_measured_is_what_is_named(random_rows):
+    """And what needs scores is left out without them, as is top-5 accuracy of few labels."""
+    few = Task("style", SINGLE_LABEL, tuple("abcde"))
+    logits, labels = random_rows(0)
+    for task, scores in ((STYLE, logits["style"]), (few, logits["style"][:, [0, 1, 2, 3, 5]]), (TAGS, logits["tags"])):
+        known = {task.name: labels[task.name].where(labels[task.name] < task.num_labels, -100)}
+        metrics = MultiTaskMetrics([task])
+        metrics.update({task.name: scores}, known)
+        named = {f"{task.name}_{kind}" for kind in kinds_of(task)}
+        others = {f"{task.name}_absent_labels", "avg_macro_f1"}
+        assert metrics.compute().keys() == named | others
+        metrics.update_predictions(task, scores > 0, known[task.name])
+        of_scores = {"style_top5_accuracy", "tags_mean_average_precision"}
+        assert metrics.compute().keys() == (named - of_scores) | others
+        assert all(row["average_precision"] is None for row in metrics.label_rows())
+        metrics.reset()
+        metrics.update({task.name: scores}, known)
+        assert metrics.compute().keys() == named | others
+    assert "top5_accuracy" not in kinds_of(few)
+    metrics = MultiTaskMetrics([TAGS])
+    metrics.update({"tags": logits["tags"]}, {"tags": torch.zeros(150, 6)})
+    assert "tags_mean_average_precision" not in metrics.compute()  # no label has a positive
+
+
+def test_label_rows_equal_scikit_learn(random_rows):
+    logits, labels = random_rows(1)
+    thresholds = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    genre = Task("genre", SINGLE_LABEL, ("a", "b"))
+    metrics = MultiTaskMetrics([STYLE, genre, TAGS], {"tags": thresholds})
+    metrics.update({**logits, "genre": torch.zeros(150, 2)}, {**labels, "genre": torch.full((150,), -100)})
+    table = metrics.label_rows()
+    assert [(row["task"], row["label"]) for row in table] == [
+        *[("style", label) for label in "abcdefg"],
+        *[("tags", label) for label in "uvwxyz"],
+    ]
+    style, tags = labels["style"].numpy(), labels["tags"].numpy()
+    known_style, known_tags = style != -100, tags[:, 0] != -100
+    style, guess = style[known_style], logits["style"].numpy().argmax(1)[known_style]
+    decided = (logits["tags"].sigmoid().numpy() > thresholds)[known_tags].astype(int)
+    for rows, actual, predicted in (
+        (table[:7], np.eye(7)[style], np.eye(7)[guess]),
+        (table[7:], tags[known_tags], decided),
+    ):
+        expected = precision_recall_fscore_support(actual, predicted, average=None, zero_division=0)
+        for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+            assert [row[name] for row in rows] == pytest.approx(values, rel=1e-12), name
+        assert [row["predicted"] for row in rows] == predicted.sum(0).tolist()
+    assert [row["threshold"] for row in table] == [None] * 7 + thresholds
+
+
+def test_confusions_equal_scikit_learn_where_a_picture_can_show_them(random_rows):
+    logits, labels = random_rows(1)
+    artist = Task("artist", SINGLE_LABEL, tuple(map(str, range(51))))
+    genre = Task("genre", SINGLE_LABEL, tuple(map(str, range(50))))
+    scores = torch.tensor(np.random.default_rng(0).normal(size=(150, 51)))
+    logits |= {"artist": scores, "genre": scores[:, :50]}
+    labels |= {"artist": labels["style"], "genre": torch.arange(150) % 50}
+    metrics = MultiTaskMetrics([STYLE, artist, genre, TAGS])
+    for rows in torch.arange(150).split(64):
+        metrics.update({k: v[rows] for k, v in logits.items()}, {k: v[rows] for k, v in labels.items()})
+    found = metrics.confusions()
+    assert found.keys() == {"style", "genre"}
+    for name, counts in found.items():
+        actual = labels[name].numpy()
+        known = actual != -100
+        guesses = logits[name].numpy().argmax(1)
+        expected = confusion_matrix(actual[known], guesses[known], labels=range(len(counts)))
+        assert counts.tolist() == expected.tolist()
+
+
+def test_rows_are_kept_in_their_order_if_asked_for(random_rows):
+    logits, labels = random_rows(1)
+    metrics = MultiTaskMetrics([STYLE, TAGS], keep_rows=True)
+    for rows in torch.arange(150).split([1, 49, 100]):
+        metrics.update({k: v[rows] for k, v in logits.items()}, {k: v[rows] for k, v in labels.items()})
+    kept = metrics.rows()
+    known = labels["style"] != -100
+    guesses = torch.where(known, logits["style"].argmax(1), -1)
+    for side, expected in zip(kept["style"], (guesses, labels["style"].where(known, -1)), strict=True):
+        assert torch.where(side.any(1), side.int().argmax(1), -1).equal(expected)
+    assert kept["tags"][0].equal((logits["tags"] > 0) & (labels["tags"] != -100))
+    assert kept["tags"][1].equal(labels["tags"] == 1)
+    with pytest.raises(ValueError, match="keep_rows=True"):
+        MultiTaskMetrics([STYLE]).rows()
 
 
 @pytest.mark.parametrize(("labels", "predicted"), [([2] * 9, [2] * 9), ([2] * 9, [0] * 9), ([0, 1, 2], [1, 2, 0])])
@@ -230,3 +402,5 @@ def test_majority_metrics_are_those_of_a_dummy_classifier():
         warnings.simplefilter("error")
         values = majority_metrics([STYLE, TAGS], priors, batches)
     assert_values(values, sklearn_metrics("style", style, dummy_style) | sklearn_metrics("tags", tags, dummy_tags))
+    assert values["tags_mean_average_precision"] == pytest.approx(tags.mean())  # the same score for every artwork
+    assert values["style_top5_accuracy"] == np.isin(style, np.argsort(-priors["style"].numpy())[:5]).mean()

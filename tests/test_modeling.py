@@ -13,8 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     Aimv2VisionConfig,
     AutoModel,
+    BeitConfig,
     CLIPConfig,
+    CLIPVisionConfig,
+    DeiTConfig,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     SiglipConfig,
     SiglipVisionConfig,
     ViTConfig,
@@ -126,11 +131,39 @@ def test_heads_on_a_backbone_keep_its_weights_and_read_the_right_vector(tmp_path
     torch.testing.assert_close(output.logits["genre"], vector @ head.weight.T + head.bias)
 
 
-def test_mean_pooling_is_the_mean_of_all_tokens(tmp_path, tasks, tiny):
-    backbone = save_backbone(ViTConfig(**tiny), tmp_path)
+REGISTERS = {"num_register_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options", "others"),
+    [
+        (ViTConfig, {}, 1),
+        (DeiTConfig, {}, 2),  # CLS and distillation
+        (BeitConfig, {}, 1),
+        (Dinov2Config, {}, 1),
+        (Dinov2WithRegistersConfig, REGISTERS, 4),
+        (DINOv3ViTConfig, REGISTERS, 4),
+        (CLIPVisionConfig, {}, 1),
+        (SiglipVisionConfig, {}, 0),
+    ],
+)
+def test_mean_pooling_is_the_mean_of_the_patches_alone(tmp_path, tasks, tiny, config_class, options, others):
+    backbone = save_backbone(config_class(**tiny, **options), tmp_path)
     model = ArtGraphViTForImageClassification.from_backbone(tmp_path, tasks, pooling="mean").eval()
-    pixels = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(model(pixels).pooled, backbone(pixels).last_hidden_state.mean(1))
+    pixels = torch.randn(2, 3, 16, 16)  # 2x2 patches
+    tokens = backbone(pixels).last_hidden_state
+    assert tokens.shape[1] == 4 + others
+    torch.testing.assert_close(model(pixels).pooled, tokens[:, -4:].mean(1))
+    if not others:
+        with pytest.raises(ValueError, match="pooling='cls_mean': this backbone has no CLS token; use 'mean'"):
+            ArtGraphViTForImageClassification.from_backbone(tmp_path, tasks, pooling="cls_mean")
+        return
+    both = ArtGraphViTForImageClassification.from_backbone(tmp_path, tasks, pooling="cls_mean").eval()
+    torch.testing.assert_close(both(pixels).pooled, torch.cat([tokens[:, 0], tokens[:, -4:].mean(1)], -1))
+    assert (both.config.hidden_size, both.heads["artist"].in_features) == (2 * tiny["hidden_size"],) * 2
+    both.save_pretrained(tmp_path / "both")
+    again = ArtGraphViTForImageClassification.from_pretrained(tmp_path / "both").eval()
+    assert torch.equal(again(pixels).pooled, both(pixels).pooled)
 
 
 @pytest.mark.parametrize("config_class", [CLIPConfig, SiglipConfig])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def train(folder: Path, *arguments: object, **options) -> str:
     return run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, **options)
 
 
+def labels_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "labels.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("trained")
@@ -63,7 +69,8 @@ def test_a_run_leaves_what_it_should(trained):
     for name in (
         *("model.safetensors", "config.json", "preprocessor_config.json", "trainer_state.json", "results.json"),
         *("README.md", "modeling_artgraph_vit.py", "configuration_artgraph_vit.py", "losses.py", "tasks.py"),
-        *("figures/multiclassification_losses.png", "figures/multiclassification_macro_f1s.png"),
+        *("figures/multiclassification_losses.png", "figures/multiclassification_macro_f1s.png", "labels.csv"),
+        *(f"figures/confusion_{task}.png" for task in ("artist", "style", "genre")),
     ):
         assert (run_folder / name).stat().st_size > 0, name
     assert not list(run_folder.glob("*.bin"))
@@ -100,10 +107,18 @@ def test_a_run_leaves_what_it_should(trained):
 
     card = ModelCard.load(run_folder / "README.md")
     reported = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert len(reported) == 4 * 5 + 1
+    assert len(reported) == 6 * 5 + 1
     assert reported["Average macro F1"] == results["metrics"]["avg_macro_f1"]
     model = ArtGraphViTForImageClassification.from_pretrained(run_folder)
     assert "other" in model.config.tasks[0].labels
+    for task in model.config.tasks:
+        own = [row for row in labels_of(run_folder) if row["task"] == task.name]
+        assert [row["label"] for row in own] == list(task.labels)
+        mean = sum(float(row["f1"]) for row in own) / len(own)
+        if task.is_multi_label:
+            assert mean == pytest.approx(results["metrics"][f"{task.name}_macro_f1"])
+        else:
+            assert sum(int(row["support"]) for row in own) == results["known_rows"][task.name]
     assert str(folder) not in (run_folder / "config.json").read_text() + (run_folder / "README.md").read_text()
 
 
@@ -147,6 +162,48 @@ def test_evaluate_finds_the_figures_of_the_run(trained, tmp_path):
     assert results["task_losses"] == pytest.approx(expected["task_losses"], rel=1e-5)
 
 
+def test_two_processes_compare_two_models_on_the_same_artworks(trained, tmp_path):
+    folder, _ = trained
+    earlier = min((folder / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    out = run(
+        *("evaluate.py", "configs/demo.yaml", *SMALL, "--embedded_folder", folder / "embedded"),
+        *("--checkpoint", folder / "run", "--compare_with", earlier, "--bootstrap", "200", "--results_dir", tmp_path),
+        *("--per_device_eval_batch_size", "5"),  # 24 artworks: the last batches hold rows that only fill up
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    )
+    assert out.count("with 95% intervals of 200 resamples") == 2
+    results, expected = (json.loads((path / "results.json").read_text()) for path in (tmp_path, folder / "run"))
+    assert results["metrics"] == pytest.approx(expected["metrics"])
+    names = {f"{task}_macro_f1" for task in results["task_losses"]} | {"avg_macro_f1"}
+    assert results["intervals"]["metrics"].keys() == results["comparison"]["metrics"].keys() == names
+    for name in names:
+        interval, compared = (results[kind]["metrics"][name] for kind in ("intervals", "comparison"))
+        assert interval["value"] == compared["value"] == pytest.approx(expected["metrics"][name])
+        assert interval["low"] < interval["high"]
+        assert compared["difference"] == compared["value"] - compared["other"]
+    assert any(metric["difference"] for metric in results["comparison"]["metrics"].values())
+    found, written = labels_of(tmp_path), labels_of(folder / "run")
+    assert [(row["label"], row["support"], row["f1"]) for row in found] == [
+        (row["label"], row["support"], row["f1"]) for row in written
+    ]
+    assert (tmp_path / "figures" / "confusion_genre.png").is_file()
+
+
+def test_a_model_of_other_tasks_is_not_compared(trained, tmp_path):
+    folder, _ = trained
+    model = ArtGraphViTForImageClassification.from_pretrained(folder / "run")
+    model.config.tasks[1] = model.config.tasks[1].with_labels(model.config.tasks[1].labels[::-1])
+    model.save_pretrained(tmp_path)
+    shutil.copy(folder / "run" / "preprocessor_config.json", tmp_path)
+    error = run(
+        *("evaluate.py", "configs/demo.yaml", "--checkpoint", folder / "run"),
+        *("--compare_with", tmp_path, "--bootstrap", "200"),
+        fails=True,
+    )
+    assert f"{tmp_path} has other tasks or labels than {folder / 'run'}" in error
+    assert "Traceback" not in error
+
+
 def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
     folder, _ = trained
     where = ("--output_dir", tmp_path / "run", *common(folder))
@@ -175,7 +232,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--tasks", "artist", "century"), "has no column 'century' for the task 'century'"),
         (("--min_count", "100000"), "lower min_count"),
         (("--backbone", "nosuch/backbone"), "The backbone 'nosuch/backbone' cannot be used: "),
-        (("--pooling", "max"), "pooling='max': use one of cls, mean, pooler"),
+        (("--pooling", "max"), "pooling='max': use one of cls, mean, cls_mean, pooler"),
         (("--pooling", "pooler"), "this backbone gives no pooled vector; use 'cls' or 'mean'"),
         (("--loss_epsilon", "0.1"), "loss_epsilon=0.1: use a number from 0 to 1e-6"),
         (

@@ -73,14 +73,14 @@ def _refuse_id(model: str) -> None:
 
 def _refuse_incomplete(folder: Path) -> None:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
-    missing += [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+    missing += [] if any(folder.glob("model*.safetensors")) else ["model.safetensors"]
     if missing:
         raise UserError(f"{folder} holds no model: it lacks {', '.join(missing)}.")
 
 
 def _model_files(folder: Path) -> list[Path]:
     """What is loaded, and the card; none of the code that travels, which the package has."""
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]
     return [*(folder / name for name in NEEDED), *weights, *folder.glob("README.md"), *folder.glob("LICENSE")]
 
 

@@ -1,6 +1,7 @@
 """From a source of artworks to batches: sources -> vocabulary -> splits -> pictures -> batches."""
 
 from ..pictures import read_picture
+from .augmentation import Augmentation
 from .bad_pictures import find_bad_pictures, leave_out
 from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels
 from .sources import DataError, load_artworks
@@ -10,6 +11,7 @@ from .vocabulary import build_vocabulary, encode_labels, known_row_count, label_
 
 __all__ = [
     "ArtGraphCollator",
+    "Augmentation",
     "DataError",
     "PictureTransform",
     "PixelNormalizer",

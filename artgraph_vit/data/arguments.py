@@ -13,9 +13,10 @@ from datasets import Dataset
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..errors import UserError
 from ..tasks import Task
+from .augmentation import Augmentation
 from .sources import load_artworks
 from .splits import assign_splits
-from .synthetic import paint_artgraph
+from .synthetic import SETTINGS, paint_artgraph
 from .vocabulary import build_vocabulary, encode_labels
 
 EMBEDDED = "embedded"
@@ -84,11 +85,35 @@ class DataArguments:
         ("twice", "once", "full"),
         "JPEGs are decoded at no less than twice (once) what the model takes, or in full, which is slower.",
     )
+    crop_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "Train on random crops that keep at least this share of a picture's area, at a width to height "
+            "from 3:4 to 4:3; 1 takes whole pictures."
+        },
+    )
+    horizontal_flip: bool = field(default=False, metadata={"help": "Mirror every other train picture, at random."})
+    color_jitter: float = field(
+        default=0.0,
+        metadata={
+            "help": "Change brightness, contrast and saturation of train pictures by up to this share, at random. "
+            "Careful: colours are part of what makes a style and a medium."
+        },
+    )
     on_bad_image: str = choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
     embedded_folder: str = field(
         default="runs/embedded-dataset", metadata={"help": "Where the embedded dataset is painted."}
     )
     embedded_artworks: int = field(default=1600, metadata={"help": "How many pictures the embedded dataset has."})
+    embedded_setting: str = choice(
+        "plain", tuple(SETTINGS), "How hard the embedded dataset is; hard has long tails, wrong labels and noise."
+    )
+
+    def paint_embedded(self, progress: bool) -> Path:
+        """Paints the embedded dataset, unless its folder holds it already."""
+        return paint_artgraph(
+            self.embedded_folder, self.embedded_artworks, progress=progress, setting=self.embedded_setting
+        )
 
     @property
     def column_of_task(self) -> dict[str, str]:
@@ -106,6 +131,12 @@ class DataArguments:
             raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
         if not isinstance(self.min_count, int) or self.min_count < 1:
             raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
+        self.augmentation(seed=0)  # looks at its options
+
+    def augmentation(self, seed: int) -> Augmentation | None:
+        """What is done with train pictures; None if nothing is."""
+        augmentation = Augmentation(self.crop_scale, self.horizontal_flip, self.color_jitter, seed)
+        return augmentation if augmentation.is_on else None
 
 
 def read_artworks(
@@ -128,7 +159,7 @@ def read_artworks(
         tasks = _tasks_of(data.labels_from, data.tasks)
     source: str | Path = data.source
     if source == EMBEDDED:
-        source = paint_artgraph(data.embedded_folder, num_artworks=data.embedded_artworks, progress=progress)
+        source = data.paint_embedded(progress)
     rows, found = load_artworks(
         source,
         tasks=tasks or data.tasks,

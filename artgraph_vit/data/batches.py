@@ -7,6 +7,7 @@ Notable:
   of them there, once a batch.
 - A JPEG is decoded at no more than about the size that is needed (`jpeg_scale`).
 - A picture that scripts/prepare.py made for the image processor is taken as it is.
+- Train pictures may be augmented: cropped before they are resized, flipped and coloured after.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from transformers import BaseImageProcessor
 from ..errors import UserError
 from ..pictures import decoding_side, read_picture
 from ..tasks import UNKNOWN, Task
+from .augmentation import Augmentation
 from .exact import exact_mark, exact_pixels
+from .streaming import StreamedArtworks
 
 JPEG_SCALES = {"twice": 2, "once": 1, "full": None}
 
@@ -45,6 +48,7 @@ class PictureTransform:
         jpeg_scale (`str`, *optional*, defaults to `"twice"`): decode JPEGs at the smallest of their scales that is
             still at least `"twice"` (pictures of 1,000 to 1,500 pixels then differ by 0.6 of 255 in the mean) or
             `"once"` (1.3 of 255, faster) the size that the model takes, or in `"full"`.
+        augmentation ([`Augmentation`], *optional*): for train pictures.
 
     Raises:
         DataError: if a picture was prepared for another image processor.
@@ -52,6 +56,7 @@ class PictureTransform:
 
     image_processor: BaseImageProcessor
     jpeg_scale: str = "twice"
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         self.exact_mark = exact_mark(self.image_processor)
@@ -64,10 +69,24 @@ class PictureTransform:
     def pixels(self, image: Mapping[str, Any]) -> Tensor:
         """One undecoded picture as the model sees it, uint8 `(3, H, W)`."""
         prepared = exact_pixels(image, self.exact_mark)
+        if self.augmentation is not None:
+            return self._augmented(self.augmentation, image, prepared)
         if prepared is not None:
             return torch.from_numpy(prepared).permute(2, 0, 1)  # (3, H, W)
         picture = read_picture(image, at_least=self._size_to_decode())
         return self._resized(picture)
+
+    def _augmented(self, augmentation: Augmentation, image: Mapping[str, Any], prepared: np.ndarray | None) -> Tensor:
+        random = augmentation.generator(image)
+        if prepared is not None:  # of the final size, which its crops get too
+            picture = Image.fromarray(prepared)
+            box = augmentation.box(picture.size, random)
+            resized = picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
+            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
+        else:
+            picture = read_picture(image, at_least=self._size_to_decode())
+            pixels = self._resized(picture.crop(augmentation.box(picture.size, random)))
+        return augmentation.finish(pixels, random)
 
     def _resized(self, picture: Image.Image) -> Tensor:
         resized = self.image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt")
@@ -89,7 +108,8 @@ class PictureTransform:
 
     def _size_to_decode(self) -> int | None:
         times = JPEG_SCALES[self.jpeg_scale]
-        return decoding_side(self.image_processor, times) if times else None
+        side = decoding_side(self.image_processor, times) if times else None
+        return self.augmentation.side_before_crop(side) if side and self.augmentation else side
 
 
 class PixelNormalizer:
@@ -164,9 +184,14 @@ class ArtGraphCollator:
         return row
 
 
-def with_pixels(rows: Dataset, image_processor: BaseImageProcessor, jpeg_scale: str = "twice") -> Dataset:
-    """The same rows, whose pictures are decoded and resized when they are fetched."""
-    return rows.with_transform(PictureTransform(image_processor, jpeg_scale))
+def with_pixels(
+    rows: Dataset,
+    image_processor: BaseImageProcessor,
+    jpeg_scale: str = "twice",
+    augmentation: Augmentation | None = None,
+) -> Dataset:
+    """The same rows, whose pictures are decoded and resized, and augmented if asked, when they are fetched."""
+    return rows.with_transform(PictureTransform(image_processor, jpeg_scale, augmentation))
 
 
 def picture_transform(rows: Any) -> PictureTransform | None:
@@ -175,3 +200,9 @@ def picture_transform(rows: Any) -> PictureTransform | None:
         return None
     transform = rows.format["format_kwargs"].get("transform")
     return transform if isinstance(transform, PictureTransform) else None
+
+
+def augmentation_of(rows: Any) -> Augmentation | None:
+    """The augmentation of a dataset that [`with_pixels`] made, or of a stream; None if it has none."""
+    transform = rows.transform if isinstance(rows, StreamedArtworks) else picture_transform(rows)
+    return getattr(transform, "augmentation", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,18 @@ class StreamedSource:
             parts[str(split)] = Dataset.from_list(list(rows), features=features)
         return DatasetDict(parts)
 
-    def pictures(self, transform: PictureTransform, labels: DatasetDict) -> dict[str, StreamedArtworks]:
+    def pictures(self, transforms: Mapping[str, PictureTransform], labels: DatasetDict) -> dict[str, StreamedArtworks]:
         """The splits as a trainer takes them; the train split is shuffled.
 
         Args:
-            transform ([`PictureTransform`]).
+            transforms (`Mapping[str, PictureTransform]`): of each split.
             labels (`DatasetDict`): as [`labels`] returns them; they say how many rows there are.
         """
         stream = self._open(["image", *labels["train"].column_names])
         return {
             split: StreamedArtworks(
-                stream[split], transform, len(rows), shuffle_buffer=SHUFFLE_BUFFER if split == "train" else 0
+                *(stream[split], transforms[split], len(rows)),
+                shuffle_buffer=SHUFFLE_BUFFER if split == "train" else 0,
             )
             for split, rows in labels.items()
         }

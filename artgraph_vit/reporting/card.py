@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..errors import UserError
 from ..tasks import Task
+from .figures import CONFUSION
 from .results import results_rows
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -54,6 +55,7 @@ class CardOptions:
     language: list[str] | None = field(
         default=None, metadata={"help": "Language of the labels, as ISO codes such as en; und if none is meant."}
     )
+    recipe_name: str | None = field(default=None, metadata={"help": "What the card calls the recipe of the run."})
     license_name: str | None = field(default=None, metadata={"help": "What the licence is called, if it is other."})
     license_link: str | None = field(
         default=None, metadata={"help": "Address of its text, or LICENSE, a file in the output folder."}
@@ -93,9 +95,15 @@ def write_card(
 ) -> Path:
     """Writes the card as `README.md` into the output folder of a run."""
     path = Path(folder) / "README.md"
-    figures = [name for name in FIGURES if (Path(folder) / name).is_file()]
+    figures = [name for name in figure_titles(config) if (Path(folder) / name).is_file()]
     path.write_text(render_card(results, config, Path(folder).name, options, figures), encoding="utf-8")
     return path
+
+
+def figure_titles(config: ArtGraphViTConfig) -> dict[str, str]:
+    """What a run can leave as figures, by their paths in its folder; which tasks have the last kind, it decides."""
+    confusions = {CONFUSION.format(task.name): f"What each {task.name} is taken for" for task in config.tasks}
+    return {**FIGURES, **confusions}
 
 
 def render_card(
@@ -112,7 +120,8 @@ def render_card(
         config ([`ArtGraphViTConfig`]).
         folder_name (`str`): names the model where no repository is known.
         options ([`CardOptions`]).
-        figures (`Sequence[str]`, *optional*, defaults to all of `FIGURES`): those that are there to be shown.
+        figures (`Sequence[str]`, *optional*, defaults to all of `FIGURES`): files that are there; of them the
+            figures of [`figure_titles`] are shown.
 
     Returns:
         The text of the card, metadata first.
@@ -161,7 +170,7 @@ def render_card(
         results=results,
         recipe={name: value for name, value in results["recipe"].items() if value is not None},
         options=options,
-        figures={path: title for path, title in FIGURES.items() if path in figures},
+        figures={path: title for path, title in figure_titles(config).items() if path in figures},
     )
     return str(card)
 
@@ -200,7 +209,11 @@ def _eval_results(
     """Each figure of each task as an entry of the `model-index`, with the dataset and split it was measured on."""
     kinds = {
         "accuracy": ("accuracy", "Accuracy", None),
+        "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy", None),
+        "top5_accuracy": ("top_5_accuracy", "Top-5 accuracy", None),
         "hamming_loss": ("hamming_loss", "Hamming loss", None),
+        "mean_average_precision": ("mean_average_precision", "Mean average precision", {"average": "macro"}),
+        "micro_f1": ("f1", "Micro F1", {"average": "micro"}),
         **{f"macro_{kind}": (kind, f"Macro {kind}", {"average": "macro"}) for kind in ("precision", "recall")},
         "macro_f1": ("f1", "Macro F1", {"average": "macro"}),
     }

@@ -1,4 +1,4 @@
-"""The two figures of a run, drawn from its log: losses and macro F1 scores, one panel a task.
+"""The figures of a run: losses and macro F1 scores, drawn from its log, one panel a task; and confusion matrices.
 
 The phase boundary and the best epoch are marked. Colours are of Okabe & Ito's palette, told apart by everyone.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-TRAIN, VALIDATION, BEST, BOUNDARY = "#E69F00", "#0072B2", "#009E73", "#555555"
+CONFUSION = "figures/confusion_{}.png"  # of a task, where its folder's figures are
+NUMBERED_LABELS = 20  # up to so many, each cell of a confusion matrix says its number
+LONGEST_NAME = 36  # characters of a label, where the space is short
+TRAIN, VALIDATION, BEST, BOUNDARY, WEIGHT = "#E69F00", "#0072B2", "#009E73", "#555555", "#CC79A7"
 
 
 def draw_figures(
@@ -47,13 +52,20 @@ def draw_figures(
 def losses_figure(
     log_history: Sequence[Mapping[str, float]], tasks: Sequence[str], frozen_epochs: int, best_epoch: float | None
 ) -> Figure:
-    """Train and validation loss of each task, before it is weighted."""
+    """Train and validation loss of each task, before it is weighted, and the weight, on a scale of its own."""
     figure, panels = _panels(len(tasks))
     for task, axes in zip(tasks, panels, strict=False):
         _curve(axes, log_history, f"{task}_loss", "train", TRAIN)
         _curve(axes, log_history, f"eval_{task}_loss", "validation", VALIDATION)
         axes.set_title(f"{task} loss")
         axes.set_ylim(bottom=0)
+        if any(f"{task}_weight" in log for log in log_history):
+            beside = axes.twinx()
+            _curve(beside, log_history, f"{task}_weight", "weight", WEIGHT)
+            beside.set_ylim(bottom=0)
+            beside.tick_params(axis="y", labelcolor=WEIGHT)
+            beside.spines[["top"]].set_visible(False)
+            axes.plot([], [], color=WEIGHT, label="weight of the loss (right scale)")  # for the legend
     return _finish(figure, panels[: len(tasks)], frozen_epochs, best_epoch)
 
 
@@ -68,6 +80,57 @@ def macro_f1_figure(
         axes.set_title(f"{task} macro F1")
         axes.set_ylim(0, 1)
     return _finish(figure, panels[: len(names)], frozen_epochs, best_epoch)
+
+
+def draw_confusions(
+    confusions: Mapping[str, Any], labels: Mapping[str, Sequence[str]], folder: str | Path
+) -> list[Path]:
+    """Writes `figures/confusion_{task}.png` of each task.
+
+    Args:
+        confusions (`dict[str, LongTensor]` of shape `(C, C)`): as `MultiTaskMetrics.confusions()` returns them.
+        labels (`Mapping[str, Sequence[str]]`): the names of each task's labels.
+        folder (`str` or `Path`): the output folder.
+    """
+    paths = []
+    for task, counts in confusions.items():
+        paths.append(Path(folder) / CONFUSION.format(task))
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        confusion_figure(np.asarray(counts), labels[task], task).savefig(paths[-1], dpi=110)
+    return paths
+
+
+def confusion_figure(counts: np.ndarray, labels: Sequence[str], task: str) -> Figure:
+    """What was predicted of the artworks of each label, in percent of them; a label without artworks has no colour.
+
+    Args:
+        counts (`np.ndarray` of shape `(C, C)`): artworks by actual and predicted label.
+        labels (`Sequence[str]`): their names.
+        task (`str`).
+    """
+    size = len(labels)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    names = [name if len(name) <= LONGEST_NAME else f"{name[:24]}…{name[25 - LONGEST_NAME :]}" for name in labels]
+    margin = 0.085 * max(map(len, names))  # inches, about what the names need
+    side = max(2.6, (0.36 if size <= NUMBERED_LABELS else 0.26) * size)
+    figure = Figure(figsize=(side + margin + 2.1, side + margin + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="magma_r", vmin=0, vmax=100)  # uniform, and light where nothing is
+    style: dict[str, Any] = {"fontsize": 8, "parse_math": False}  # a $ in a name is a $
+    rows = [f"{name} ({total:,})" for name, total in zip(names, totals[:, 0], strict=True)]
+    axes.set_xticks(range(size), names, rotation=90, **style)
+    axes.set_yticks(range(size), rows, **style)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual (artworks)")
+    axes.set_title(f"{task}: what each label is taken for")
+    if size <= NUMBERED_LABELS:
+        for row, column in np.argwhere(shares.round() > 0):
+            colour = "white" if shares[row, column] > 50 else "black"
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image, label="% of the label's artworks", shrink=0.6)
+    return figure
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

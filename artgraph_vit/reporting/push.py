@@ -35,7 +35,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 REPLACED = ("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX, "figures/*.png")
 PUBLISHED = (
     *REPLACED,
-    *("config.json", "preprocessor_config.json", "trainer_state.json", "results.json", "LICENSE"),
+    *("config.json", "preprocessor_config.json", "trainer_state.json", "results.json", "labels.csv", "LICENSE"),
 )
 NEEDED = ("config.json", "preprocessor_config.json", "results.json")
 # The code that travels: what save_pretrained copies, and no other file of Python that lies in the folder.
@@ -171,7 +171,7 @@ def _publication(
         options = completed(CardOptions(**{**card, **given, "repo_id": repo_id}))
         said = {name: getattr(options, name) for name in {*ONLY_ITS_AUTHOR_KNOWS, *given}}
         results["card"] = {**card, **{name: value for name, value in sorted(said.items()) if value or name in card}}
-        text = render_card(results, config, folder.name, options, [name for name in FIGURES if name in files])
+        text = render_card(results, config, folder.name, options, list(files))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder}/results.json is not of a finished run ({error!r}): train or evaluate again."

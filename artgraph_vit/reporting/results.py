@@ -1,17 +1,24 @@
-"""`results.json` and the tables made of it: every figure beside the majority guess and the frozen phase.
+"""`results.json` and the tables made of it: every figure beside the majority guess and the frozen phase. And
+`labels.csv`, a line for each label.
 
 `results` is a plain dict with the keys "split", "rows", "known_rows", "loss", "task_losses", "metrics",
-"majority_metrics", "frozen_metrics" (None without a frozen phase) and what else the run says of itself.
+"majority_metrics", "frozen_metrics" (None without a frozen phase) and what else the run says of itself. Where it
+is tuned, "metrics" are those by its tuned thresholds, "metrics_at_half" those of the model as trained, by p > 0.5, and
+"tuning" has both for the validation split too.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ..files import written_whole
+from ..metrics import MULTI_LABEL_KINDS, SINGLE_LABEL_KINDS
 
 
 def split_metrics(metrics: Mapping[str, float], prefix: str, tasks: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +30,7 @@ def split_metrics(metrics: Mapping[str, float], prefix: str, tasks: Sequence[str
     plain = {
         name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name.startswith(f"{prefix}_")
     }
-    kinds = ("accuracy", "hamming_loss", "macro_precision", "macro_recall", "macro_f1", "absent_labels")
+    kinds = dict.fromkeys((*SINGLE_LABEL_KINDS, *MULTI_LABEL_KINDS, "absent_labels"))
     names = [f"{task}_{kind}" for task in tasks for kind in kinds] + ["avg_macro_f1"]
     return {
         "loss": plain["loss"],
@@ -44,9 +51,22 @@ def write_results(results: Mapping[str, Any], folder: str | Path) -> Path:
     return path
 
 
+def write_labels(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
+    """Writes `labels.csv`, in UTF-8, of the rows that `MultiTaskMetrics.label_rows()` returns; None as nothing."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    path = Path(folder) / "labels.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
 def results_rows(results: Mapping[str, Any], tasks: Sequence[str]) -> list[dict[str, str]]:
     """The table of results as rows of cells: one a task, and the average of the macro F1s."""
     metrics, majority, frozen = results["metrics"], results["majority_metrics"], results["frozen_metrics"] or {}
+    at_half = results.get("metrics_at_half") or {}
     rows = []
     for task in tasks:
         kind = "hamming_loss" if f"{task}_hamming_loss" in metrics else "accuracy"
@@ -61,6 +81,7 @@ def results_rows(results: Mapping[str, Any], tasks: Sequence[str]) -> list[dict[
                 "precision": _number(metrics.get(f"{task}_macro_precision")),
                 "recall": _number(metrics.get(f"{task}_macro_recall")),
                 "F1": _number(metrics.get(f"{task}_macro_f1")),
+                "at .5": _number(at_half.get(f"{task}_macro_f1")),
                 "majority F1": _number(majority.get(f"{task}_macro_f1")),
                 "frozen F1": _number(frozen.get(f"{task}_macro_f1")),
             }
@@ -72,6 +93,7 @@ def results_rows(results: Mapping[str, Any], tasks: Sequence[str]) -> list[dict[
             **average,
             "task": "average",
             "F1": _number(metrics.get("avg_macro_f1")),
+            "at .5": _number(at_half.get("avg_macro_f1")),
             "majority F1": _number(majority.get("avg_macro_f1")),
             "frozen F1": _number(frozen.get("avg_macro_f1")),
         },
@@ -81,10 +103,13 @@ def results_rows(results: Mapping[str, Any], tasks: Sequence[str]) -> list[dict[
 def results_table(results: Mapping[str, Any], tasks: Sequence[str]) -> str:
     """A plain-text table for the end of a run, at most 100 columns wide."""
     rows = results_rows(results, tasks)
-    names = ("task", "known", "loss", "accuracy", "hamming", "precision", "recall", "F1", "majority F1", "frozen F1")
+    scores = ("accuracy", "hamming", "precision", "recall", "F1", "at .5", "majority F1", "frozen F1")
+    names = ("task", "known", "loss", *scores)
     columns = [name for name in names if any(row[name] for row in rows)]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     title = f"Results on the {results['split']} split, {results['rows']:,} artworks"
+    if "metrics_at_half" in results:
+        title += ", tuned (at .5: F1 as trained, by p > 0.5)"
 
     def line(cells: Mapping[str, str]) -> str:
         first, *others = columns

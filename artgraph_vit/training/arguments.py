@@ -7,18 +7,21 @@ and the checkpoint with the best `avg_macro_f1`.
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.utils import strtobool
 
-from ..data.arguments import choice
+from ..configuration_artgraph_vit import MULTILABEL_LOSSES, MULTILABEL_REDUCTIONS
+from ..data.arguments import DataArguments, choice
 from ..errors import UserError
+from ..task_weighting import RULES
 from .deepspeed_config import follow_arguments, refuse_other_than_zero2
-
-CLASS_WEIGHTS = ("balanced", "none")
+from .imbalance import CLASS_WEIGHTS
 
 
 @dataclass
@@ -36,27 +39,85 @@ class ModelArguments:
         default=False, metadata={"help": "Take the backbone's config only and start from random weights."}
     )
     pooling: str | None = field(
-        default=None, metadata={"help": "cls, mean or pooler; by default what fits the backbone."}
+        default=None, metadata={"help": "cls, mean, cls_mean or pooler; by default what fits the backbone."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Pixels a side of the pictures, such as 384; by default what the backbone was trained on."},
+    )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={"help": "Stochastic depth in the second phase; by default what the backbone's config says."},
     )
     head_dropout: float = field(default=0.3, metadata={"help": "Probability of the dropout before the heads."})
     loss_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of the joined loss."})
+    task_weighting: str = choice("uncertainty", tuple(RULES), "How the losses of the tasks are joined.")
+    max_task_weight: float | None = field(
+        default=None, metadata={"help": "The weight that no task's loss exceeds; by default there is no limit."}
+    )
+    task_weights: dict | str | None = field(
+        default=None, metadata={"help": 'For task_weighting fixed, as JSON: {"artist": 1.0, "tags": 10.0}.'}
+    )
+    task_weighting_temperature: float = field(
+        default=1.0, metadata={"help": "For task_weighting soft_uncertainty: the larger, the more equal the weights."}
+    )
+    log_variance_init: str = field(
+        default="0", metadata={"help": "Where log variances start: a number, or auto, from the losses at the prior."}
+    )
     multilabel_reduction: str = choice(
         "known_rows",
-        ("known_rows", "all_rows"),
+        MULTILABEL_REDUCTIONS,
         "What a multi-label loss is divided by; all_rows is the source's way.",
     )
     class_weights: str = choice(
         "balanced",
-        CLASS_WEIGHTS,
+        tuple(CLASS_WEIGHTS),
         "Class weights of single-label losses, from the train split; balanced as in sklearn.",
     )
+    logit_adjustment: float = field(
+        default=0.0,
+        metadata={"help": "Tau of the logit adjustment in single-label losses; with class_weights none. 1 is usual."},
+    )
+    multilabel_loss: str = choice("bce", MULTILABEL_LOSSES, "Loss of multi-label tasks.")
+    asymmetric_gamma_negative: float = field(default=4.0, metadata={"help": "Focusing of the asymmetric loss."})
+    asymmetric_gamma_positive: float = field(default=1.0, metadata={"help": "The same for positives."})
+    asymmetric_margin: float = field(default=0.05, metadata={"help": "Probability below which a negative is free."})
+    max_positive_weight: float = field(
+        default=1.0,
+        metadata={"help": "Positives of multi-label tasks weigh negatives/positives, at most this; 1 for no weights."},
+    )
+    label_smoothing: float = field(default=0.0, metadata={"help": "Part of each label that is spread over all."})
+    head_bias: str = choice("zero", ("zero", "prior"), "Where the biases of the heads start.")
+
+    def __post_init__(self) -> None:
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate:g}: use a number from 0 to below 1, such as 0.1.")
+        if self.logit_adjustment and self.class_weights != "none":
+            raise ValueError(
+                f"logit_adjustment={self.logit_adjustment:g} with class_weights={self.class_weights!r} would correct "
+                "for rare classes twice: choose class_weights none, or leave logit_adjustment out."
+            )
+        if isinstance(self.task_weights, str):
+            try:
+                self.task_weights = json.loads(self.task_weights)
+            except json.JSONDecodeError as error:
+                raise ValueError(f'task_weights={self.task_weights!r} is not JSON like {{"artist": 1.0}}.') from error
+        if self.log_variance_init != "auto":
+            try:
+                is_number = math.isfinite(float(self.log_variance_init))
+            except ValueError:
+                is_number = False
+            if not is_number:
+                raise ValueError(f"log_variance_init={self.log_variance_init!r}: use a number, or auto.")
 
 
 @dataclass
 class ArtGraphTrainingArguments(TrainingArguments):
     """`TrainingArguments` with two phases and the source's recipe.
 
-    New: `frozen_epochs` (5), `frozen_learning_rate` (1e-3), `cache_frozen_features` (True) and `feature_cache_dir`.
+    New: `frozen_epochs` (5), `frozen_learning_rate` (1e-3), `layer_decay` (1, see parameter_groups.py), `ema_decay`
+    (None, see averaging.py), `mixup_alpha` and `cutmix_alpha` (0, see data/mixing.py), `tune_thresholds` (False,
+    see tuning.py), `cache_frozen_features` (True) and `feature_cache_dir`.
     Other defaults than those of `TrainingArguments`:
 
     - 35 epochs, batches of 32, learning rate 5e-5 without decay, weight decay 0.01: the recipe (AdamW's defaults);
@@ -77,6 +138,14 @@ class ArtGraphTrainingArguments(TrainingArguments):
         default=5, metadata={"help": "Epochs of the first phase: backbone frozen, only the heads learn."}
     )
     frozen_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the first phase."})
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Second phase: each block of the backbone learns this times slower than the next one."},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save an exponential moving average of the weights that keeps this a step."},
+    )
 
     cache_frozen_features: bool = field(
         default=True,
@@ -84,6 +153,23 @@ class ArtGraphTrainingArguments(TrainingArguments):
     )
     feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Where these features are kept; by default in the Hugging Face cache."}
+    )
+
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={"help": "Mix train pictures in pairs, with shares from Beta(alpha, alpha); 0 for no mixup."},
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "Paste a box of one train picture into another, of an area from Beta(alpha, alpha); 0 for no "
+            "cutmix. With mixup too, each is taken for half of the batches."
+        },
+    )
+
+    tune_thresholds: bool = field(
+        default=False,
+        metadata={"help": "In the end, choose temperatures and thresholds on the validation split, and save them."},
     )
 
     output_dir: str = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
@@ -121,12 +207,23 @@ class ArtGraphTrainingArguments(TrainingArguments):
                 f"frozen_epochs={self.frozen_epochs}: use a whole number from 0 to num_train_epochs "
                 f"({self.num_train_epochs:g})."
             )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay:g}: use a number above 0, at most 1, such as 0.75.")
+        if self.layer_decay < 1 and (self.optim_target_modules is not None or "lomo" in self.optim):
+            raise ValueError(f"layer_decay does not work with optim={self.optim}, which groups parameters itself.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay:g}: use a number between 0 and 1, such as 0.999.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name):g}: use a number of at least 0, which turns it off.")
         needed = {"label_names": ["labels"], "remove_unused_columns": False, "batch_eval_metrics": True}
         for name, value in needed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r}: ArtGraphTrainer needs {value!r}; leave it out.")
-        if self.label_smoothing_factor or self.prediction_loss_only:
-            raise ValueError("label_smoothing_factor and prediction_loss_only do not work with several tasks.")
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor knows one task only: use label_smoothing.")
+        if self.prediction_loss_only:
+            raise ValueError("prediction_loss_only does not work with several tasks.")
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval would round the weights for good: use bf16 or fp16.")
         if self.push_to_hub:
@@ -136,6 +233,12 @@ class ArtGraphTrainingArguments(TrainingArguments):
         if self.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
             refuse_other_than_zero2(self.deepspeed)
         super().__post_init__()
+        schedule = SchedulerType(self.lr_scheduler_type).value
+        if self.warmup_steps and schedule in ("constant", "reduce_lr_on_plateau", "greedy"):
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps:g} does nothing with lr_scheduler_type={schedule!r}: use cosine or "
+                "constant_with_warmup, or leave warmup_steps out."
+            )
         if self.deepspeed_plugin is not None:
             follow_arguments(self)
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
@@ -156,6 +259,18 @@ class ArtGraphTrainingArguments(TrainingArguments):
         names = (
             *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
             *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
-            *("mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last"),
+            *("mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last", "ema_decay"),
         )
-        return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}
+        values = {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}
+        # Left out where they are off: older checkpoints do not know of them.
+        newer = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+        return values | {name: getattr(self, name) for name, off in newer.items() if getattr(self, name) != off}
+
+
+def source_recipe() -> dict[str, Any]:
+    """The source document's value of each option, by name: the defaults."""
+    return {
+        option.name: option.default
+        for options in (ModelArguments, DataArguments, ArtGraphTrainingArguments)
+        for option in fields(options)
+    }

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from ..errors import UserError
+from .arguments import ArtGraphTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -177,15 +178,16 @@ def _refuse_read_only(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another --output_dir.") from error
 
 
-def refuse_full_disk(args: TrainingArguments, model: PreTrainedModel) -> None:
-    """Looks whether one checkpoint finds room: the weights, and AdamW's two averages of each.
+def refuse_full_disk(args: ArtGraphTrainingArguments, model: PreTrainedModel) -> None:
+    """Looks whether one checkpoint finds room: the weights, AdamW's two averages of each, and that of `ema_decay`.
 
     Raises:
         UserError: says how much is free and how much is needed.
     """
     if not args.should_save or args.save_strategy == "no":
         return
-    needed = sum(p.numel() * p.element_size() for p in model.parameters()) * (1 if args.save_only_model else 3)
+    copies = 1 if args.save_only_model else 3 + (args.ema_decay is not None)
+    needed = copies * sum(p.numel() * p.element_size() for p in model.parameters())
     free = shutil.disk_usage(str(args.output_dir)).free
     if free < needed:
         raise UserError(

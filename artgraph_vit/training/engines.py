@@ -41,6 +41,16 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def reshard(model: nn.Module) -> None:
+    """Lets go of gathered parameters, as an evaluation with FSDP2 leaves them.
+
+    No optimizer must be given these, and they do not follow when the parts are changed.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def _own_class(model: nn.Module) -> Iterator[None]:
     """FSDP2 puts a class of its own over the model's, and a checkpoint would get the code of that one."""
@@ -97,9 +107,7 @@ class EngineTrainer(Trainer):
     def _unwrap(self) -> None:
         """Takes off the wrapping, which knows the parameters that learned so far, and forgets their optimizer."""
         if is_sharded(self.model):
-            for module in self.model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()  # an evaluation leaves gathered parameters, which no optimizer must be given
+            reshard(self.model)
         else:
             self.model = self.accelerator.unwrap_model(
                 self.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
@@ -148,11 +156,14 @@ class EngineTrainer(Trainer):
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
+            self._load_whole(resume_from_checkpoint)
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
+
+    def _load_whole(self, checkpoint: str) -> None:
         weights: dict[str, Any] = {}
-        for path in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
+        for path in sorted(Path(checkpoint).glob("model*.safetensors")):
             weights |= load_file(path)
         names = self.model.state_dict().keys()
         # torch fills in what is missing without a word, so it has to be looked for before.
@@ -163,7 +174,7 @@ class EngineTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+            self._load_whole(str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 

@@ -1,8 +1,8 @@
 """Features of the frozen backbone, computed once: phase `heads` trains on them instead of on pictures.
 
-With a backbone in eval mode and no augmentation a picture's pooled vector never changes, so E epochs need one pass of
-the backbone instead of E. The vectors lie in one float32 file, memory-mapped and keyed by all that they depend on;
-all processes compute their share of it, and a later run finds it again.
+With a backbone in eval mode and pictures that are neither augmented nor mixed, a pooled vector never changes, so E
+epochs need one pass of the backbone instead of E. The vectors lie in one float32 file, memory-mapped and keyed by all
+that they depend on; all processes compute their share of it, and a later run finds it again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, config
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..data.batches import PictureTransform, picture_transform
 from ..errors import UserError
@@ -29,6 +30,8 @@ from .engines import whole
 
 if TYPE_CHECKING:
     from .trainer import ArtGraphTrainer
+
+logger = logging.get_logger(__name__)
 
 
 class FeatureRows(torch.utils.data.Dataset):
@@ -66,10 +69,14 @@ def frozen_features(trainer: ArtGraphTrainer, pictures: Any) -> FeatureRows | No
 
     Returns:
         The rows, or None if the dataset is not one of `with_pixels`, of which alone it is known that a picture always
-        gives the same pixels.
+        gives the same pixels, or if its pictures are augmented, or mixed while they are trained on.
     """
     transform = picture_transform(pictures)
     if transform is None:
+        return None
+    is_mixed = pictures is trainer.train_dataset and trainer._mixing is not None
+    if is_mixed or transform.augmentation is not None:
+        logger.info("Train pictures change from epoch to epoch: phase heads takes them, not features computed once.")
         return None
     folder = Path(trainer.args.feature_cache_dir or Path(config.HF_CACHE_HOME) / "artgraph_vit" / "features")
     digest = _digest_of_backbone(trainer, transform)

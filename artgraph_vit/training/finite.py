@@ -8,9 +8,10 @@ step later, and before anything is saved, for the same reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import slice_tensors
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -39,7 +40,7 @@ class _Answer:
 class _MicroBatch(NamedTuple):
     is_finite: _Answer
     logits: Mapping[str, Tensor]
-    labels: Mapping[str, Tensor]
+    targets: Mapping[str, Any]
     names: Sequence[str] | None
 
 
@@ -55,14 +56,16 @@ class FiniteLossCheck(TrainerCallback):
         self._micro_batches: list[_MicroBatch] = []
         self._gradients: dict[int, _Answer] = {}  # by step
 
-    def add(self, output: ArtGraphViTOutput, labels: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
-        """Takes note of a micro-batch of the step that is under way."""
+    def add(self, output: ArtGraphViTOutput, targets: Mapping[str, Any], names: Sequence[str] | None) -> None:
+        """Takes note of a micro-batch of the step that is under way; `targets` are what its losses were made with:
+        `labels` and, of mixed rows, `second_labels` and `share`.
+        """
         assert output.loss is not None  # it was made with labels
         assert output.task_losses is not None
         assert output.logits is not None
         losses = torch.stack([output.loss.detach(), *output.task_losses.values()])
         logits = {name: values.detach() for name, values in output.logits.items()}
-        self._micro_batches.append(_MicroBatch(_Answer(losses), logits, labels, names))
+        self._micro_batches.append(_MicroBatch(_Answer(losses), logits, targets, names))
 
     def add_gradient_norm(self, norm: Tensor, step: int) -> None:
         """Takes note of the norm of a step's gradient, which is 0-dimensional."""
@@ -97,9 +100,9 @@ class FiniteLossCheck(TrainerCallback):
 
     @torch.no_grad()
     def _describe(self, batch: _MicroBatch, step: int, process: int) -> str:
-        rows = len(next(iter(batch.labels.values())))
+        rows = len(next(iter(batch.logits.values())))
         losses = torch.stack(  # (rows, tasks)
-            [self.model.loss_numerators(_row(batch.logits, row), _row(batch.labels, row)) for row in range(rows)]
+            [self.model.loss_numerators(_row(batch.logits, row), **_row(batch.targets, row)) for row in range(rows)]
         )
         where = f"Step {step}" + (f", process {process}" if process else "")
         stopped = "Training stopped before the weights changed; nothing that was saved is lost."
@@ -117,5 +120,5 @@ class FiniteLossCheck(TrainerCallback):
         return f"{where}: the loss of {', '.join(tasks)} is {'/'.join(values)}, from {listed} ({hint}). {stopped}"
 
 
-def _row(values: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
-    return {name: value[row : row + 1] for name, value in values.items()}
+def _row(values: Mapping[str, Any], row: int) -> dict[str, Any]:
+    return slice_tensors(dict(values), slice(row, row + 1))

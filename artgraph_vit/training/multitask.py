@@ -12,18 +12,21 @@ Private methods of `Trainer` are overridden where it has no hook: `_get_dataload
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import slice_tensors
+from accelerate.utils import send_to_device, slice_tensors
 from transformers import EvalPrediction, ProgressCallback
 
 from ..data import ArtGraphCollator, PixelNormalizer
+from ..data.mixing import Mixing, targets_of
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
-from ..losses import join_task_losses
-from ..metrics import MultiTaskMetrics
+from ..metrics import MultiTaskMetrics, kinds_of
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..task_weighting import join_task_losses
 from ..tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
 from .engines import whole
@@ -63,17 +66,19 @@ class MultiTaskTrainer(ZeRO2Trainer):
         self.config: Any = model.config
         processor: Any = self.processing_class
         self._pixel_normalizer = PixelNormalizer(processor) if processor is not None else None
+        is_mixed = args.mixup_alpha > 0 or args.cutmix_alpha > 0
+        self._mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.seed) if is_mixed else None
         if self.pop_callback(ProgressCallback):
             self.add_callback(EpochTable(self.running_losses, self.get_total_train_batch_size(args)))
         tasks = model.config.tasks
-        self._metrics = MultiTaskMetrics(tasks, model.config.thresholds)
+        self.metrics = MultiTaskMetrics(tasks, model.config.thresholds)  # of the last evaluation
         self._reset_evaluation()
         self._train_sums = torch.zeros(2, len(tasks), dtype=torch.float64)  # since the last log, like `_eval_sums`
         self._refuse_unknown_metric()
 
     def _refuse_unknown_metric(self) -> None:
-        kinds = ("loss", "accuracy", "hamming_loss", "macro_precision", "macro_recall", "macro_f1")
-        known = {"loss", "avg_macro_f1"} | {f"{task.name}_{kind}" for task in self.config.tasks for kind in kinds}
+        kinds = {task.name: ("loss", *kinds_of(task)) for task in self.config.tasks}
+        known = {"loss", "avg_macro_f1"} | {f"{name}_{kind}" for name in kinds for kind in kinds[name]}
         wanted = self.args.metric_for_best_model
         if wanted is not None and wanted.removeprefix("eval_") not in known:
             raise UserError(f"metric_for_best_model={wanted!r} is none of the metrics {', '.join(sorted(known))}.")
@@ -122,11 +127,42 @@ class MultiTaskTrainer(ZeRO2Trainer):
             return batches, None
         sums = torch.zeros(2, len(self.config.tasks), dtype=torch.float64, device=device)
         own_rows = self._drop_padding(batches)
+        if self._mixing is not None:
+            for number, batch in enumerate(batches):
+                place = (self.state.global_step, number, self.accelerator.process_index)
+                batch["mix"] = self._mixing.draw(batch["pixel_values"].shape, *place)
         for batch in batches if own_rows else batches[:-1]:
-            labels = {name: values.to(device) for name, values in batch["labels"].items()}
-            sums += torch.stack(self.model.loss_denominators(labels)).double()
-        denominators, is_known = self.accelerator.reduce(sums, reduction="sum")
-        return batches, torch.where(is_known > 0, denominators, 0.0)
+            targets = send_to_device(targets_of(batch), device)
+            sums += torch.stack(self.model.loss_denominators(**targets)).double()
+        sums, is_known = self.accelerator.reduce(sums, reduction="sum")
+        denominators = torch.where(is_known > 0, sums, 0.0)
+        self._step_losses = None
+        if self.config.weighting.needs_step_losses and (len(batches) > 1 or self.accelerator.num_processes > 1):
+            self._step_losses = self._losses_of_step(batches, denominators)
+        return batches, denominators
+
+    @torch.no_grad()
+    def _losses_of_step(self, batches: list[dict[str, Any]], denominators: torch.Tensor) -> torch.Tensor:
+        """The losses of a step that is divided, `(T,)`, before the step: the weights of some rules depend on them.
+
+        One more forward pass; the random state is forked, so that the one of the step draws the same dropout.
+        """
+        self.model.train()
+        losses = torch.zeros_like(denominators)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.compute_loss_context_manager():
+            for batch in batches:
+                inputs = self._model_inputs(self._prepare_inputs(batch))
+                losses += torch.stack(list(self.model(**inputs, denominators=denominators).task_losses.values()))
+        return self.accelerator.reduce(losses, reduction="sum")
+
+    def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model takes of a batch on the device; pictures are mixed here, where their pixels are floats."""
+        inputs = {name: values for name, values in batch.items() if name not in ("names", "mix")}
+        inputs = self.normalize_pixels(inputs) | targets_of(batch)
+        if "mix" in batch:
+            inputs["pixel_values"] = batch["mix"].pixels(inputs["pixel_values"])
+        return inputs
 
     def _drop_padding(self, batches: list[dict[str, Any]]) -> int:
         """Takes off the rows with which accelerate evens out an epoch's last batch; returns how many stay.
@@ -152,12 +188,18 @@ class MultiTaskTrainer(ZeRO2Trainer):
 
         `num_items_in_batch` is what `get_batch_samples` returned: the step's denominators, `(T,)`.
         """
-        names = inputs.pop("names", None)
-        inputs = self.normalize_pixels(inputs)
         own = num_items_in_batch / self.accelerator.num_processes
         micro_batches = self.current_gradient_accumulation_steps
-        outputs = model(**inputs, denominators=own, log_term_share=1 / micro_batches)
-        self._finite.add(outputs, inputs["labels"], names)
+        outputs = model(
+            **self._model_inputs(inputs),
+            denominators=own,
+            step_losses=self._step_losses,
+            log_term_share=1 / micro_batches,
+        )
+        names = inputs.get("names")
+        if names is not None and "mix" in inputs:
+            names = inputs["mix"].names(names)
+        self._finite.add(outputs, targets_of(inputs), names)
         losses = torch.stack(list(outputs.task_losses.values()))
         self._train_sums = self._train_sums.to(losses.device)
         self._train_sums[0] += losses * own
@@ -184,14 +226,21 @@ class MultiTaskTrainer(ZeRO2Trainer):
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the loss of each task since the last log, and its weight 1/σ², to the logs of training."""
+        """Adds the loss of each task since the last log, and the weight that such a loss has now, to training's."""
         if "loss" in logs and "learning_rate" in logs:
             losses = self._means(self.accelerator.reduce(self._train_sums, reduction="sum"))
             self._train_sums = torch.zeros_like(self._train_sums)
-            weights = torch.exp(-whole(self.model.log_variances.detach()).double()).tolist()
             logs |= {f"{name}_loss": loss for name, loss in losses.items()}
-            logs |= {f"{task.name}_weight": weight for task, weight in zip(self.config.tasks, weights, strict=True)}
+            logs |= {f"{name}_weight": weight for name, weight in self._task_weights(losses).items()}
         super().log(logs, start_time)
+
+    def _task_weights(self, losses: dict[str, float]) -> dict[str, float]:
+        names = [task.name for task in self.config.tasks]
+        values = torch.tensor([losses.get(name, 0.0) for name in names], dtype=torch.float64)
+        is_known = torch.tensor([name in losses for name in names])
+        log_variances = whole(self.model.log_variances.detach()).double().cpu()
+        weights, _ = self.config.weighting(values, is_known, log_variances)
+        return dict(zip(names, weights.tolist(), strict=True))
 
     def floating_point_ops(self, inputs) -> int:
         """0: Trainer's estimate counts the pixels as tokens and is hundreds of times too high for a ViT."""
@@ -223,21 +272,27 @@ class MultiTaskTrainer(ZeRO2Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """As in `Trainer`, but it leaves the random state of training alone: evaluating more often changes nothing."""
+        with self._evaluation():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """As in `Trainer`; it leaves training alone too."""
+        with self._evaluation():
+            return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
         self._reset_evaluation()  # one that was interrupted leaves its sums behind
         loaders = self.accelerator._dataloaders
         held = len(loaders)
         try:
             with torch.random.fork_rng(devices=[]):
-                return super().evaluate(*args, **kwargs)
+                yield
         finally:
             del loaders[held:]  # accelerate would keep each, with its workers, until the end
 
-    def predict(self, *args, **kwargs):
-        self._reset_evaluation()
-        return super().predict(*args, **kwargs)
-
     def _reset_evaluation(self) -> None:
-        self._metrics.reset()
+        self.metrics.reset()
         self._eval_sums = torch.zeros(2, len(self.config.tasks), dtype=torch.float64)  # numerators and denominators
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -252,23 +307,22 @@ class MultiTaskTrainer(ZeRO2Trainer):
         """Called by `Trainer` with the gathered logits and labels of each batch, padding left out."""
         logits: Any = prediction.predictions
         labels: Any = prediction.label_ids
-        self._metrics.update(logits, labels)
+        self.metrics.update(logits, labels)
         denominators, _ = self.model.loss_denominators(labels)
         sums = torch.stack([self.model.loss_numerators(logits, labels), denominators]).double()
         self._eval_sums = self._eval_sums.to(sums.device) + sums
         return self._finish_evaluation() if compute_result else {}
 
     def _finish_evaluation(self) -> dict[str, float]:
-        metrics = self._metrics.compute()
-        known_rows = self._metrics.known_rows()
+        metrics = self.metrics.compute()
+        known_rows = self.metrics.known_rows()
         numerators, denominators = self._eval_sums
         is_known = torch.tensor([rows > 0 for rows in known_rows.values()], device=numerators.device)
         losses = numerators / torch.where(is_known, denominators, 1.0)
         log_variances = whole(self.model.log_variances.detach())
-        metrics["loss"] = join_task_losses(losses, is_known, log_variances, self.config.loss_epsilon).item()
+        metrics["loss"] = join_task_losses(losses, is_known, log_variances, self.config.weighting).item()
         for name, loss, rows in zip(known_rows, losses.tolist(), known_rows.values(), strict=True):
             if rows:
                 metrics[f"{name}_loss"] = loss
             metrics[f"{name}_known_rows"] = rows
-        self._reset_evaluation()
         return metrics

@@ -45,9 +45,10 @@ def parse_options(
     usage = " ".join(["%(prog)s", "[CONFIG.yaml]", *(name.upper() for name in positionals), "[options]"])
     options = HfArgumentParser(option_classes, allow_abbrev=False, usage=usage, **parser)
     known = sorted(field.name for option_class in option_classes for field in fields(option_class))
+    of_file: list[str] = []
     if argv and not argv[0].startswith("-") and (not positionals or argv[0].endswith(".yaml")):
         try:
-            argv[:1] = _read_yaml(Path(argv[0]), known)  # the command line comes after it, and so wins
+            of_file = _read_yaml(Path(argv.pop(0)), known)
         except ValueError as error:
             options.error(str(error))
     for name in positionals:
@@ -55,7 +56,7 @@ def parse_options(
         if place is None or (place > 0 and argv[place - 1].startswith("--") and "=" not in argv[place - 1]):
             break  # a value of an option before it
         argv[place] = f"--{name}={argv[place]}"
-    namespace, unused = options.parse_known_args(argv)
+    namespace, unused = options.parse_known_args(of_file + argv)  # the command line comes last, and so wins
     if unused:
         name = unused[0].lstrip("-").split("=")[0].replace("-", "_")
         options.error(f"there is no option {unused[0]!r}{_suggest(name, known, '--')}")

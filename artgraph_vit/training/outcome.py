@@ -20,12 +20,13 @@ from ..data import ArtGraphCollator, known_row_count
 from ..data.arguments import DataArguments
 from ..metrics import majority_metrics
 from ..reporting.card import CardOptions, write_card
-from ..reporting.figures import draw_figures
-from ..reporting.results import split_metrics, write_results
+from ..reporting.figures import draw_confusions, draw_figures
+from ..reporting.results import split_metrics, write_labels, write_results
 from ..tasks import Task
-from .arguments import ModelArguments
+from .arguments import ModelArguments, source_recipe
 from .setup import label_priors
 from .trainer import ArtGraphTrainer
+from .tuning import tune, tuning_results
 
 logger = logging.get_logger(__name__)
 
@@ -92,15 +93,16 @@ def collect_results(
 def finish_run(
     trainer: ArtGraphTrainer,
     splits: DatasetDict,
-    test_pictures: Dataset,
+    pictures: Mapping[str, Any],
     model_args: ModelArguments,
     data_args: DataArguments,
     card: CardOptions,
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint on the test split and writes what a run leaves in its output folder.
 
-    Weights, config, image processor and the code that travels; `trainer_state.json`, `results.json`, two figures and
-    the card. A figure or card that fails is logged and stops nothing.
+    Weights, config, image processor and the code that travels; `trainer_state.json`, `results.json`, `labels.csv`,
+    the figures and the card. A figure or card that fails is logged and stops nothing. With `tune_thresholds` the model
+    is tuned on the validation split before.
 
     Returns:
         The results, as in `results.json`.
@@ -108,7 +110,9 @@ def finish_run(
     args = trainer.args
     tasks = trainer.config.tasks
     names = [task.name for task in tasks]
-    metrics = trainer.evaluate(test_pictures, metric_key_prefix="test")
+    tuned = tuning_results(tune(trainer, splits, pictures)) if args.tune_thresholds else {}
+    metrics = trainer.evaluate(pictures["test"], metric_key_prefix="test")
+    label_rows, confusions = trainer.metrics.label_rows(), trainer.metrics.confusions()
     folder = Path(args.output_dir)
     trainer.save_model()
     trainer.save_state()
@@ -125,14 +129,17 @@ def finish_run(
         "global_batch_size": rows_a_step,
         **recipe_of(model_args, data_args),
         **args.recipe(),
+        "tune_thresholds": args.tune_thresholds,
     }
     results = collect_results(metrics, "test", splits, tasks, recipe, args.seed) | {
+        **tuned,
         "frozen_metrics": split_metrics(frozen, FROZEN_TEST, names)["metrics"] if frozen else None,
         "best_epoch": best.get("epoch"),
         "best_step": best.get("step"),
         "best_validation_avg_macro_f1": best.get("eval_avg_macro_f1"),
         "epochs": args.num_train_epochs,
         "frozen_epochs": args.frozen_epochs,
+        "departures": departures(recipe),
         "card": dataclasses.asdict(card),
         "data": {
             "source": _portable(data_args.source),
@@ -144,8 +151,10 @@ def finish_run(
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and results.json says the same
         write_results(results, folder)
+        write_labels(label_rows, folder)
         try:
             draw_figures(history, names, folder, args.frozen_epochs, results["best_epoch"])
+            draw_confusions(confusions, {task.name: task.labels for task in tasks}, folder)
             write_card(results, trainer.config, folder, card)
         except Exception:  # the run itself is whole and saved
             logger.exception(
@@ -162,8 +171,25 @@ def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
         "tasks": data.tasks,
         "split_seed": data.split_seed,
         "jpeg_scale": data.jpeg_scale,
+        "crop_scale": data.crop_scale,
+        "horizontal_flip": data.horizontal_flip,
+        "color_jitter": data.color_jitter,
     }
     return {**chosen, "backbone": _portable(model.backbone)}
+
+
+# What a recipe is applied to, rather than a part of it.
+_GROUND = {"backbone", "backbone_revision", "from_scratch", "min_count", "tasks", "split_seed", "seed", "data_seed"}
+
+
+def departures(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a recipe that differ from the source document's, which are the defaults."""
+    defaults = source_recipe()
+    return {
+        name: value
+        for name, value in recipe.items()
+        if name in defaults and name not in _GROUND and value != defaults[name]
+    }
 
 
 def _portable(name_or_path: str) -> str:

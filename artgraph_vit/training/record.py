@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..errors import UserError
+from .arguments import source_recipe
 
 
 class RunRecord(TrainerCallback, ExportableState):
@@ -73,7 +74,9 @@ class RunRecord(TrainerCallback, ExportableState):
                 f"{checkpoint} was made on {saved.train_rows} train artworks, and this run has {self.train_rows}: "
                 "resume with the same data, or start anew in another output_dir."
             )
-        saved_recipe, recipe = saved.recipe or {}, self.recipe or {}
+        recipe = self.recipe or {}
+        # An option that did not exist when the checkpoint was written had what is its default now.
+        saved_recipe = {**{name: source_recipe().get(name) for name in recipe}, **(saved.recipe or {})}
         differing = [name for name in {**saved_recipe, **recipe} if saved_recipe.get(name) != recipe.get(name)]
         if differing:
             made = ", ".join(f"{name}={saved_recipe.get(name)}" for name in differing)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
-from ..backbones import refuse_unsuitable
+from ..backbones import refuse_unsuitable, set_options
 from ..configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
 from ..data import (
     DataError,
@@ -29,17 +30,18 @@ from ..data import (
     with_pixels,
 )
 from ..data.arguments import EMBEDDED, DataArguments, read_artworks
+from ..data.augmentation import Augmentation
 from ..data.sources.prepared import is_prepared
 from ..data.splits import divide_by_split
 from ..data.streamed_source import StreamedSource
-from ..data.synthetic import paint_artgraph
 from ..errors import UserError
 from ..limits import refuse_absurd_processor
-from ..losses import balanced_class_weights
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..tasks import Task
 from .arguments import ModelArguments
 from .checkpoints import SEAL, damage
+from .image_size import refuse_fixed_size, refuse_unfit_size, with_image_size
+from .imbalance import set_label_statistics, start_biases_at_prior, start_log_variances_at_prior
 
 
 def load_splits(
@@ -68,7 +70,7 @@ def load_splits(
         return source.labels(), source.tasks
     if data.source == EMBEDDED:
         with args.main_process_first(desc="painting the embedded dataset"):
-            paint_artgraph(data.embedded_folder, num_artworks=data.embedded_artworks, progress=not args.disable_tqdm)
+            data.paint_embedded(progress=not args.disable_tqdm)
     rows, tasks = read_artworks(data, tasks)
     # After the split: which pictures can be read does not decide who is in the test split.
     if data.source == EMBEDDED or not is_prepared(data.source, data.dataset_revision):
@@ -77,7 +79,11 @@ def load_splits(
 
 
 def load_pictures(
-    splits: DatasetDict, tasks: Sequence[Task], data: DataArguments, image_processor: BaseImageProcessor
+    splits: DatasetDict,
+    tasks: Sequence[Task],
+    data: DataArguments,
+    image_processor: BaseImageProcessor,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
     """The splits as a trainer takes them, whose pictures are decoded when they are fetched.
 
@@ -85,17 +91,22 @@ def load_pictures(
         splits (`DatasetDict`), tasks (`Sequence[Task]`): as [`load_splits`] returns them.
         data ([`DataArguments`]).
         image_processor (`BaseImageProcessor`): of the model.
+        augmentation ([`Augmentation`], *optional*): of the train split alone.
     """
+    of_split = {split: augmentation if split == "train" else None for split in splits}
     if data.streaming:
-        source = StreamedSource(data.source, tasks, data.dataset_revision)
-        return source.pictures(PictureTransform(image_processor, data.jpeg_scale), splits)
-    pictures = {split: with_pixels(rows, image_processor, data.jpeg_scale) for split, rows in splits.items()}
+        transforms = {split: PictureTransform(image_processor, data.jpeg_scale, of_split[split]) for split in splits}
+        return StreamedSource(data.source, tasks, data.dataset_revision).pictures(transforms, splits)
+    pictures = {
+        split: with_pixels(rows, image_processor, data.jpeg_scale, of_split[split]) for split, rows in splits.items()
+    }
     pictures["train"][0]  # pictures that were prepared for another image processor are noticed before long work
     return pictures
 
 
 def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
-    """The image processor of the backbone; also checks, before any data is read, all that can be known of the model.
+    """The image processor of the backbone, for the chosen image size; also checks, before any data is read, all that
+    can be known of the model.
 
     Raises:
         UserError: if there is no such backbone, or an option of the model has a wrong value.
@@ -107,7 +118,11 @@ def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
             model.backbone, revision=model.backbone_revision, trust_remote_code=False
         )
     with _as_user_error("The options of the model are wrong"):
+        set_options(backbone_config, _backbone_options(model))
         ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
+        if model.image_size is not None:
+            refuse_unfit_size(model.image_size, backbone_config)
+            image_processor = with_image_size(image_processor, model.image_size)
     return image_processor
 
 
@@ -146,8 +161,14 @@ def _as_user_error(what: str) -> Iterator[None]:
 
 
 def _model_options(model: ModelArguments) -> dict[str, Any]:
-    names = ("head_dropout", "loss_epsilon", "multilabel_reduction", *(["pooling"] if model.pooling else []))
-    return {name: getattr(model, name) for name in names}
+    """The options that are the config's too; of those that were left out it knows the default."""
+    names = {field.name for field in fields(ModelArguments)} & {field.name for field in fields(ArtGraphViTConfig)}
+    return {name: getattr(model, name) for name in sorted(names) if getattr(model, name) is not None}
+
+
+def _backbone_options(model: ModelArguments) -> dict[str, Any]:
+    """The options that are the backbone's own config's."""
+    return {} if model.drop_path_rate is None else {"drop_path_rate": model.drop_path_rate}
 
 
 def build_model(
@@ -156,7 +177,8 @@ def build_model(
     """Puts heads for the tasks on the backbone, with class weights from the train rows.
 
     Raises:
-        UserError: if no train row has a label of a task, unless with `keep_unknown`, or the backbone cannot be loaded.
+        UserError: if no train row has a label of a task, unless with `keep_unknown`, or the backbone cannot be loaded
+            or takes no pictures of the image size.
     """
     for task in tasks:
         if known_row_count(train_rows, task) == 0 and not keep_unknown:
@@ -170,11 +192,18 @@ def build_model(
             tasks,
             from_scratch=model.from_scratch,
             revision=model.backbone_revision,
+            backbone_options=_backbone_options(model),
             **_model_options(model),
         )
-    if model.class_weights == "balanced":
-        single = [task for task in tasks if not task.is_multi_label]
-        built.set_class_weights({task.name: balanced_class_weights(label_counts(train_rows, task)) for task in single})
+    if model.image_size is not None:
+        refuse_fixed_size(built, model.image_size, model.backbone)
+    set_label_statistics(built, train_rows, model.class_weights)
+    if model.head_bias == "prior":
+        start_biases_at_prior(built, train_rows)
+    if model.log_variance_init == "auto":
+        start_log_variances_at_prior(built, train_rows)
+    else:
+        torch.nn.init.constant_(built.log_variances, float(model.log_variance_init))
     return built
 
 

@@ -3,7 +3,7 @@
 Notable:
 - Phase `heads` trains with a frozen backbone, then the model is wrapped anew and phase `full` starts with its own
   optimizer and schedule; epochs, steps, logs and checkpoints count on.
-- In phase `heads` the features of the backbone are computed once (features.py).
+- In phase `heads` the features of the backbone are computed once (features.py), if train pictures stay the same.
 - Checkpoints are sealed (checkpoints.py) and carry the record of their run (record.py).
 Private methods of `Trainer` are overridden where it has no hook: `_init_training_state` (a finished run, callbacks),
 `_prepare_for_training` and `_run_epoch` (phases),
@@ -26,13 +26,15 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
+from ..data.batches import augmentation_of
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
 from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .arguments import ArtGraphTrainingArguments
+from .averaging import AveragingTrainer
 from .checkpoints import checkpoint_to_resume, damage, refuse_full_disk, saving, seal
 from .features import FeatureRows, frozen_features
-from .multitask import MultiTaskTrainer
+from .parameter_groups import layer_scales, parameter_groups
 from .record import RunRecord
 
 logger = logging.get_logger(__name__)
@@ -40,7 +42,7 @@ logger = logging.get_logger(__name__)
 HEADS, FULL = "heads", "full"
 
 
-class ArtGraphTrainer(MultiTaskTrainer):
+class ArtGraphTrainer(AveragingTrainer):
     """Trains an [`ArtGraphViTForImageClassification`] in two phases.
 
     Args:
@@ -49,6 +51,9 @@ class ArtGraphTrainer(MultiTaskTrainer):
         recipe (`Mapping`, *optional*): what else, beside the arguments, decides what is learned, such as the backbone;
             a checkpoint is resumed with the same recipe only.
         kwargs: as for [`MultiTaskTrainer`].
+
+    Raises:
+        UserError: if `layer_decay` is asked for and the backbone names no blocks.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class ArtGraphTrainer(MultiTaskTrainer):
     ) -> None:
         self._record = RunRecord(recipe={**(recipe or {}), **args.recipe()})
         kwargs["callbacks"] = [self._record, *(kwargs.get("callbacks") or [])]
+        self._layer_scales = layer_scales(model, args.layer_decay) if args.layer_decay < 1 else {}
         super().__init__(model=model, args=args, **kwargs)
         self._features: dict[str, FeatureRows | None] = {}
 
@@ -131,7 +137,14 @@ class ArtGraphTrainer(MultiTaskTrainer):
         self._set_phase(self._phase_of(epochs_done))
         steps_an_epoch = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         frozen_steps = min(max_steps, self.args.frozen_epochs * steps_an_epoch)
-        phase_steps = frozen_steps if self.phase == HEADS else max_steps - frozen_steps
+        steps = {HEADS: frozen_steps, FULL: max_steps - frozen_steps}
+        for phase, number in steps.items():
+            if 0 < number < self.args.get_warmup_steps(number):
+                raise UserError(
+                    f"warmup_steps={self.args.warmup_steps:g} is longer than phase {phase}, which has {number} steps: "
+                    "give fewer, or a part of each phase, such as 0.1."
+                )
+        phase_steps = steps[self.phase or FULL]
         return super()._prepare_for_training(phase_steps, train_dataloader, resume_from_checkpoint)
 
     def _set_phase(self, phase: str) -> None:
@@ -150,6 +163,9 @@ class ArtGraphTrainer(MultiTaskTrainer):
         StreamedArtworks.skip(train_dataloader, kwargs["steps_trained_in_current_epoch"] if is_resumed else 0)
         if is_resumed:
             self._restore_unlogged(self._resumed.unlogged)
+        augmentation = augmentation_of(self.train_dataset)
+        if augmentation is not None:
+            augmentation.set_epoch(epoch)
         if self.phase == HEADS and self.args.cache_frozen_features:
             if "train" not in self._features:
                 self._features["train"] = frozen_features(self, self.train_dataset)
@@ -181,6 +197,16 @@ class ArtGraphTrainer(MultiTaskTrainer):
         # Where the phases differ, the checkpoint is the last of phase `heads`, and `full` has its own optimizer.
         if checkpoint is not None and self._resumed.phase == self.phase:
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):  # a static method of `Trainer`, called on the object
+        """As in `Trainer`, with a group for each layer of the backbone where they learn at different rates."""
+        optimizer_class, options = super().get_optimizer_cls_and_kwargs(args, model)
+        if self.phase == FULL and self._layer_scales:
+            decayed = self.get_decay_parameter_names(model)
+            options["params"] = parameter_groups(
+                model, self._layer_scales, decayed, args.learning_rate, args.weight_decay
+            )
+        return optimizer_class, options
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)

@@ -125,8 +125,9 @@ class ZeRO2Trainer(EngineTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)  # with DeepSpeed the schedule alone
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:  # the engine's copy of the weights stays behind: it trains no further
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint), self.model)
+        # The weights alone, by the method above; the engine's copy of them stays behind: it trains no further.
+        if self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(str(self.state.best_model_checkpoint), self.model)
         else:
             super()._load_best_model()
 

@@ -1,4 +1,4 @@
-"""The metrics of artgraph_vit as an `evaluate` module: accuracy or Hamming loss, and macro precision, recall and F1.
+"""The metrics of artgraph_vit as an `evaluate` module: accuracies or Hamming loss, macro precision, recall and F1.
 
 Nothing is computed here: the values are those of `artgraph_vit.metrics.MultiTaskMetrics`. Keep one import a line,
 because `evaluate` reads the imports of this file as text.
@@ -14,7 +14,8 @@ from artgraph_vit.tasks import UNKNOWN
 
 _DESCRIPTION = """
 Metrics of a model that predicts several things of one artwork, such as its artist, style, genre, tags and media.
-A task has one label per artwork (accuracy) or several (Hamming loss); both kinds have macro precision, recall and F1.
+A task has one label per artwork (accuracy, balanced accuracy) or several (Hamming loss, micro F1); both kinds have
+macro precision, recall and F1. Top-5 accuracy and mean average precision need scores, which are not given here.
 A label that nobody recorded, -100, counts neither for nor against the prediction. `avg_macro_f1` is the plain mean of
 the tasks' macro F1.
 """
@@ -30,9 +31,9 @@ Args:
     references (`list[dict]`): likewise; -100 for an unknown label, a list of -100 where no label was recorded.
 
 Returns:
-    `dict[str, float]`: `{task}_accuracy` or `{task}_hamming_loss`, `{task}_macro_precision`, `{task}_macro_recall`,
-    `{task}_macro_f1` and `{task}_absent_labels` (labels that no artwork carries) of each task with a known artwork,
-    and `avg_macro_f1`.
+    `dict[str, float]`: `{task}_accuracy` and `{task}_balanced_accuracy`, or `{task}_hamming_loss` and
+    `{task}_micro_f1`, and `{task}_macro_precision`, `{task}_macro_recall`, `{task}_macro_f1` and
+    `{task}_absent_labels` (labels that no artwork carries) of each task with a known artwork; and `avg_macro_f1`.
 
 Examples:
     >>> tasks = [

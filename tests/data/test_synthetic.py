@@ -1,7 +1,9 @@
 """The embedded dataset: the same bytes for the same arguments, in the ArtGraph layout, with work for every rule."""
 
 import csv
+import dataclasses
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 from artgraph_vit.data import build_vocabulary, encode_labels, load_artworks, split_artworks
-from artgraph_vit.data.synthetic import paint_artgraph, paint_artwork
+from artgraph_vit.data.synthetic import SETTINGS, paint_artgraph, paint_artwork
+from artgraph_vit.errors import UserError
 from artgraph_vit.tasks import OTHER
 
 
@@ -80,3 +83,35 @@ def test_pictures_have_the_size_asked_for():
         picture, _ = paint_artwork(3, size=size)
         assert isinstance(picture, Image.Image)
         assert picture.size == (size, size)
+
+
+def test_the_hard_setting_has_long_tails_wrong_and_forgotten_labels_and_worn_pictures(monkeypatch):
+    hard = [paint_artwork(index, size=32, setting="hard") for index in range(250)]
+    plain = [row for _, row in (paint_artwork(index, size=32) for index in range(250))]
+    for task, at_least in (("style", 4), ("genre", 3), ("artist", 15)):
+        counts = Counter(row[task] for _, row in hard if row[task]).most_common()
+        of_plain = Counter(row[task] for row in plain if row[task]).most_common()
+        assert counts[0][1] / counts[-1][1] >= at_least, task
+        assert counts[0][1] > 1.3 * of_plain[0][1], task
+
+    easier = {"wrong": 1e-12, "forgotten": 0.0, "wear": SETTINGS["hard"].wear}
+    monkeypatch.setitem(SETTINGS, "hard", dataclasses.replace(SETTINGS["hard"], **easier))
+    right = [paint_artwork(index, size=32, setting="hard") for index in range(250)]
+    for task, at_most in (("style", 0.1), ("genre", 0.1), ("artist", 0.1)):
+        share = np.mean([a[task] != b[task] for (_, a), (_, b) in zip(hard, right, strict=True)])
+        assert 0.03 < share < at_most + 0.03, task  # a wrong label may be the right one by chance
+    things, recorded = (sum(len(row["tags"].split(", ")) for _, row in rows if row["tags"]) for rows in (right, hard))
+    assert 0.75 < recorded / things < 0.9
+    assert all(a.tobytes() == b.tobytes() for (a, _), (b, _) in zip(hard, right, strict=True))
+
+    monkeypatch.setitem(SETTINGS, "hard", dataclasses.replace(SETTINGS["hard"], wear=0.0))
+    fresh = [paint_artwork(index, size=32, setting="hard")[0] for index in range(20)]
+    assert all(a.tobytes() != b.tobytes() for a, (b, _) in zip(fresh, right, strict=False))
+
+
+def test_the_hard_setting_keeps_more_to_be_tested_on_and_its_own_folder(tmp_path):
+    folder = paint_artgraph(tmp_path / "set", 200, 32, progress=False, setting="hard")
+    sizes = [len((folder / "splits" / f"{split}.txt").read_text().split()) for split in ("train", "val", "test")]
+    assert sizes == [50, 50, 100]
+    with pytest.raises(UserError, match="holds something else than this dataset"):
+        paint_artgraph(tmp_path / "set", 200, 32, progress=False)

@@ -44,15 +44,22 @@ def test_the_metadata_says_what_the_run_measured():
         *("apache-2.0", ["en", "it"], "transformers", "image-classification"),
     )
     assert (data.base_model, data.datasets) == ("google/vit-base-patch16-224-in21k", ["me/artgraph"])
-    assert set(data.metrics) == {"accuracy", "f1", "hamming_loss", "precision", "recall"}
+    assert set(data.metrics) == {
+        *("accuracy", "f1", "hamming_loss", "precision", "recall"),
+        *("balanced_accuracy", "mean_average_precision", "top_5_accuracy"),
+    }
     measured = {result.metric_name: result for result in data.eval_results}
     assert {name: result.metric_value for name, result in measured.items()} == {
         "Average macro F1": 0.586,
         "Accuracy (artist)": 0.611,
+        "Balanced accuracy (artist)": 0.655,
+        "Top-5 accuracy (artist)": 0.866,
         "Macro precision (artist)": 0.622,
         "Macro recall (artist)": 0.633,
         "Macro F1 (artist)": 0.644,
         "Hamming loss (tags)": 0.0555,
+        "Mean average precision (tags)": 0.544,
+        "Micro F1 (tags)": 0.577,
         "Macro precision (tags)": 0.511,
         "Macro recall (tags)": 0.522,
         "Macro F1 (tags)": 0.533,
@@ -60,7 +67,9 @@ def test_the_metadata_says_what_the_run_measured():
     assert {(r.dataset_name, r.dataset_type, r.dataset_split) for r in measured.values()} == {
         ("ArtGraph", "me/artgraph", "test")
     }
-    assert {r.metric_args["average"] for r in measured.values() if r.metric_type in ("f1", "recall")} == {"macro"}
+    averages = {name: r.metric_args["average"] for name, r in measured.items() if r.metric_type in ("f1", "recall")}
+    assert averages.pop("Micro F1 (tags)") == "micro"
+    assert set(averages.values()) == {"macro"}
 
 
 def test_the_model_index_is_the_hubs():
@@ -75,7 +84,7 @@ def test_the_model_index_is_the_hubs():
     }
     assert metadata(card)["datasets"] == ["someone/art"]
     name, entries = model_index_to_eval_results(metadata(card)["model-index"])
-    assert (name, len(entries)) == ("run", 9)
+    assert (name, len(entries)) == ("run", 13)
     assert str(ModelCard(card)) == card
 
 
@@ -136,7 +145,17 @@ def test_figures_that_are_not_there_are_not_shown(tmp_path):
     text = write_card(results(), config(), tmp_path, CardOptions()).read_text()
     assert f"]({first})" in text
     assert second not in text
+    assert "confusion" not in text
     assert all(f"]({path})" in render_card(results(), config(), "run", CardOptions()) for path in FIGURES)
+
+
+def test_confusions_that_are_there_are_shown(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for task in ("artist", "other"):  # of which the model has the first
+        (tmp_path / "figures" / f"confusion_{task}.png").touch()
+    text = write_card(results(), config(), tmp_path, CardOptions()).read_text()
+    assert "![What each artist is taken for](figures/confusion_artist.png)" in text
+    assert "confusion_other" not in text
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ OPTIONS = {
 WORDS = [f"{name}={json.dumps(value)}" for name, value in OPTIONS.items()]  # for tiny.py
 # By folder, where its run stops: `killed` holds a run that was killed behind the boundary, at step 9.
 STOPS = {"killed": (13,), "stopped": (3,)}
+# In the folder `averaged`: an average of the weights, stopped behind the boundary and in phase full. It is evaluated
+# without being saved too, for to save it would mend what an evaluation left behind.
+AVERAGED = {"ema_decay": 0.5, "layer_decay": 0.6, "lr_scheduler_type": "cosine", "warmup_steps": 0.25, "eval_steps": 1}
 ROWS = 64
 ENGINE_RUN = Path(__file__)
 ACCUMULATIONS = (1, 4)
@@ -97,6 +100,17 @@ def main() -> None:
         trainer.save_state()
         save_final(trainer, folder / f"{name}.safetensors")
 
+    averaged = OPTIONS | AVERAGED | options
+    for step in (9, 13, None):
+        callbacks = [] if step is None else [StopAt(step)]
+        trainer = tiny_trainer(folder / "averaged", 0 if step == 9 else 7, callbacks, **averaged)
+        with contextlib.suppress(Stopped):
+            trainer.train(resume_from_checkpoint="auto")
+    save_final(trainer, folder / "averaged-best.safetensors")
+    trainer = tiny_trainer(folder / "averaged", 7, **averaged, load_best_model_at_end=False)
+    trainer.train(resume_from_checkpoint="last")
+    save_final(trainer, folder / "averaged-last.safetensors")
+
     if (folder / "moved").exists():  # what another engine left
         trainer = tiny_trainer(folder / "moved", 7, **(OPTIONS | options))
         trainer.train(resume_from_checkpoint="last")
@@ -118,7 +132,7 @@ def main() -> None:
 
     spoilt = train_without_weights(folder / "spoilt", **options)
     for accumulation in ACCUMULATIONS:  # gradients, in float64 but for DeepSpeed
-        trainer = build_trainer(folder, ROWS, accumulation)
+        trainer = build_trainer(folder, ROWS, str(accumulation))
         trainer.train()
     found = {"metrics": metrics, "dtypes": sorted(seen.dtypes), "spoilt": spoilt}
     found["engine"] = type(trainer.model if is_sharded(trainer.model) else trainer.model_wrapped).__name__

@@ -1,6 +1,6 @@
 """One optimizer step of the real trainer in float64, whose gradient is recorded; and an evaluation of odd sizes.
 
-python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION ...]
+python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION | ACCUMULATION:TASK_WEIGHTING ...]
 """
 
 import json
@@ -61,11 +61,12 @@ class KeepGradients(TrainerCallback):
         save_file(gradients, self.path.with_name(f"{self.path.name}-{state.global_step}.safetensors"))
 
 
-def build_trainer(folder: Path, rows: int, accumulation: int) -> ArtGraphTrainer:
+def build_trainer(folder: Path, rows: int, what: str) -> ArtGraphTrainer:
+    accumulation, _, rule = what.partition(":")
     args = ArtGraphTrainingArguments(
         output_dir=str(folder),
         per_device_eval_batch_size=4,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=int(accumulation),
         num_train_epochs=1,
         frozen_epochs=0,
         max_grad_norm=0.0,
@@ -76,8 +77,8 @@ def build_trainer(folder: Path, rows: int, accumulation: int) -> ArtGraphTrainer
         disable_tqdm=True,
         use_cpu=True,
     )
-    args.per_device_train_batch_size = rows // accumulation // args.world_size
-    model = tiny_model(seed=0, head_dropout=0.0)
+    args.per_device_train_batch_size = rows // int(accumulation) // args.world_size
+    model = tiny_model(seed=0, head_dropout=0.0, task_weighting=rule or "uncertainty")
     if args.deepspeed_plugin is None:  # DeepSpeed computes in float32
         model.double()
     model.set_class_weights({"artist": torch.tensor([0.3, 5.0, 1.0]), "genre": torch.tensor([0.7, 1.9])})
@@ -88,17 +89,17 @@ def build_trainer(folder: Path, rows: int, accumulation: int) -> ArtGraphTrainer
         args=args,
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=UnevenArtworks(rows + rows // 2, seed=1),  # the second step has half the rows
-        callbacks=[KeepGradients(folder / f"gradients-{args.process_index}-{accumulation}")],
+        callbacks=[KeepGradients(folder / f"gradients-{args.process_index}-{what}")],
     )
 
 
 def main() -> None:
     folder, rows = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    for accumulation in map(int, sys.argv[3:]):
-        build_trainer(folder, rows, accumulation).train()
+    for what in sys.argv[3:]:
+        build_trainer(folder, rows, what).train()
 
-    trainer = build_trainer(folder, rows, 1)
+    trainer = build_trainer(folder, rows, "1")
     metrics = {}
     for size in EVAL_SIZES:
         for batch in (1, 4, 5):

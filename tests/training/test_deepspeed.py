@@ -18,6 +18,7 @@ from artgraph_vit.training.deepspeed_config import follow_arguments
 
 from .engine_run import ACCUMULATIONS, ENGINE_RUN, OPTIONS, WORDS, report
 from .processes import SCRIPT, run_tiny
+from .test_engines import assert_same_average
 from .test_exact import relative_error
 from .test_kill import assert_close, without_times
 from .tiny import tiny_trainer
@@ -108,6 +109,10 @@ def test_deepspeed_ends_with_its_best_checkpoint_which_is_of_phase_heads(two):
     scores = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
     for process in (0, 1):
         assert report(two, process)["metrics"]["best"]["eval_loss"] == pytest.approx(scores["eval_loss"], rel=1e-6)
+
+
+def test_deepspeed_stopped_in_phase_full_has_the_average_of_one_process(one, two):
+    assert_same_average(two, one)
 
 
 def test_deepspeed_and_a_single_process_go_on_from_each_others_checkpoints(one, two, tmp_path):

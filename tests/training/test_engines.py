@@ -95,6 +95,29 @@ def test_fsdp2_stopped_in_each_phase_and_resumed_ends_like_a_run_that_was_not(tw
     assert_close(load_file(two / f"{name}.safetensors"), load_file(two / "whole.safetensors"), 0.0)
 
 
+def assert_same_average(actual: Path, expected: Path) -> None:
+    """Averages and weights of training in the checkpoints, and what the runs end with, by engine_run.py."""
+    for step in (2, 8, 10, 16):
+        for name in ("model.safetensors", "training_weights.safetensors"):
+            paths = [folder / "averaged" / f"checkpoint-{step}" / name for folder in (actual, expected)]
+            assert_close(load_file(paths[0]), load_file(paths[1]), 1e-4)
+    states = [
+        TrainerState.load_from_json(folder / "averaged" / "checkpoint-16" / "trainer_state.json")
+        for folder in (actual, expected)
+    ]
+    losses = [[log["eval_loss"] for log in state.log_history if "eval_loss" in log] for state in states]
+    assert len(losses[0]) == 16
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    state = states[0]
+    for name, step in (("best", state.best_global_step), ("last", 16)):
+        average = load_file(actual / "averaged" / f"checkpoint-{step}" / "model.safetensors")
+        assert_close(load_file(actual / f"averaged-{name}.safetensors"), average, 0.0)
+
+
+def test_fsdp2_stopped_in_phase_full_has_the_average_of_one_process(one, two):
+    assert_same_average(two, one)
+
+
 def test_another_engine_does_not_resume_a_checkpoint_of_fsdp2(one, two, tmp_path):
     trainer = tiny_trainer(tmp_path, head_dropout=0.0)
     with pytest.raises(ValueError, match=r"was made with FSDP2, and this run does not use it: resume with the config"):

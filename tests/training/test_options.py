@@ -115,3 +115,10 @@ def test_help_groups_the_options_and_explains_them(capsys):
     for group, option in (("model:", "--backbone"), ("data:", "--min_count"), ("training:", "--frozen_epochs")):
         assert text.index(group) < text.index(f"  {option}")
     assert "Epochs of the first phase" in " ".join(text.split())
+
+
+def test_a_file_with_lists_may_stand_before_positionals(tmp_path):
+    path = write(tmp_path, tasks=["artist", "tags"], language=["en"])
+    _, data, _, args = parse(path, "runs/demo", "--seed", "7", positionals=("backbone",))
+    model, *_ = parse(path, "runs/demo", positionals=("backbone",))
+    assert (model.backbone, data.tasks, args.seed) == ("runs/demo", ["artist", "tags"], 7)

@@ -1,0 +1,56 @@
+"""One run from options to results: data, model, training, evaluation, and all that a run leaves in its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+from transformers import set_seed
+from transformers.utils import logging
+
+from ..data import ArtGraphCollator
+from ..data.arguments import DataArguments
+from ..reporting.card import CardOptions
+from .arguments import ArtGraphTrainingArguments, ModelArguments
+from .checkpoints import checkpoint_to_resume
+from .outcome import FrozenPhaseTest, finish_run, recipe_of
+from .setup import build_model, load_image_processor, load_pictures, load_splits
+from .trainer import ArtGraphTrainer
+
+
+def train(
+    model_args: ModelArguments, data_args: DataArguments, card_args: CardOptions, args: ArtGraphTrainingArguments
+) -> dict[str, Any]:
+    """Trains a model, evaluates its best checkpoint on the test split, and writes its output folder.
+
+    All processes of a launcher call it; what is in the folder, if it is to be resumed, is taken up again.
+
+    Returns:
+        The results, as in `results.json`.
+
+    Raises:
+        UserError: says what is wrong with the options or the data, before any long work.
+    """
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    checkpoint_to_resume(args, args.resume_from_checkpoint)  # what is wrong with it, before the data is read
+
+    set_seed(args.seed)
+    image_processor = load_image_processor(model_args)
+    splits, tasks = load_splits(data_args, args)
+    model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
+    pictures = load_pictures(splits, tasks, data_args, image_processor, data_args.augmentation(args.seed))
+    trainer = ArtGraphTrainer(
+        model=model,
+        args=args,
+        recipe=recipe_of(model_args, data_args),
+        data_collator=ArtGraphCollator(tasks),
+        train_dataset=pictures["train"],
+        eval_dataset=pictures["validation"],
+        processing_class=image_processor,
+    )
+    trainer.add_callback(FrozenPhaseTest(trainer, pictures["test"]))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    results = finish_run(trainer, splits, pictures, model_args, data_args, card_args)
+    trainer.accelerator.end_training()  # all processes leave together
+    return results

@@ -1,0 +1,110 @@
+"""Stochastic depth: as asked for in the backbone's config, in training alone, and exact on resume."""
+
+import contextlib
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification
+from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.errors import UserError
+from artgraph_vit.training.arguments import ModelArguments
+from artgraph_vit.training.setup import build_model, load_image_processor
+from artgraph_vit.training.trainer import ArtGraphTrainer
+
+from .test_kill import assert_close
+from .tiny import TASKS, StopAt, Stopped, tiny_trainer
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+ROWS = Dataset.from_dict({"artist": [0, 1, 2], "genre": [0, 1, 1], "tags": [[0], [1], [2]]})
+
+
+@pytest.fixture(scope="module", params=["dinov2", "swin", "vit"])
+def backbone(request, tmp_path_factory):
+    """A folder with a tiny backbone."""
+    folder = tmp_path_factory.mktemp(request.param)
+    swin = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 2, "drop_path_rate": 0.0}
+    build = {
+        "dinov2": lambda: Dinov2Model(Dinov2Config(**VIT)),
+        "swin": lambda: SwinModel(SwinConfig(image_size=32, patch_size=4, **swin)),
+        "vit": lambda: ViTModel(ViTConfig(**VIT, intermediate_size=32), add_pooling_layer=False),
+    }
+    build[request.param]().save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def differs(model: ArtGraphViTForImageClassification) -> bool:
+    """Whether the same pictures give other vectors when they are looked at again, of 10 times."""
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first = model(pixels).pooled
+    return any(not torch.equal(model(pixels).pooled, first) for _ in range(10))
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_layers_are_dropped_in_training_alone_and_not_while_frozen(backbone, tmp_path, from_scratch):
+    if backbone.name.startswith("vit"):
+        pytest.skip("has none")
+    arguments = ModelArguments(backbone=str(backbone), drop_path_rate=0.5, head_dropout=0.0, from_scratch=from_scratch)
+    load_image_processor(arguments)
+    model = build_model(arguments, TASKS, ROWS)
+    assert differs(model.train())
+    assert not differs(model.eval())
+    model.freeze_backbone()
+    assert not differs(model.train())
+    model.unfreeze_backbone()
+    assert differs(model)
+
+    without = build_model(ModelArguments(backbone=str(backbone), head_dropout=0.0), TASKS, ROWS)
+    assert not differs(without.train())
+    model.save_pretrained(tmp_path)
+    loaded = ArtGraphViTForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.backbone_config.drop_path_rate == 0.5
+    assert not differs(loaded.eval())
+    assert differs(loaded.train())
+    assert_close(dict(loaded.state_dict()), dict(model.state_dict()), 0.0)
+
+
+def test_a_backbone_without_it_is_refused_before_the_data_is_read(backbone):
+    arguments = ModelArguments(backbone=str(backbone), drop_path_rate=0.1)
+    if not backbone.name.startswith("vit"):
+        load_image_processor(arguments)
+        return
+    message = r"drop_path_rate: the backbone 'vit' has no such option; leave it out, or choose another backbone\.$"
+    with pytest.raises(UserError, match=message):
+        load_image_processor(arguments)
+    options = {"drop_path_rate": 0.1}
+    with pytest.raises(ValueError, match=message):
+        ArtGraphViTForImageClassification.from_backbone(backbone, TASKS, backbone_options=options)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match=r"^drop_path_rate=.*: use a number from 0 to below 1, such as 0\.1\.$"):
+        ModelArguments(drop_path_rate=rate)
+
+
+def dropping_trainer(folder, seed: int, callbacks=()) -> ArtGraphTrainer:
+    plain = tiny_trainer(folder, save_strategy="steps", save_steps=2, eval_strategy="no", load_best_model_at_end=False)
+    torch.manual_seed(seed)
+    config = ArtGraphViTConfig(backbone_config=Dinov2Config(**VIT, drop_path_rate=0.4), tasks=TASKS)
+    return ArtGraphTrainer(
+        model=ArtGraphViTForImageClassification(config),
+        args=plain.args,
+        data_collator=ArtGraphCollator(TASKS),
+        train_dataset=plain.train_dataset,
+        callbacks=list(callbacks),
+    )
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_like_one_that_was_not(tmp_path):
+    dropping_trainer(tmp_path / "whole", 0).train()
+    for number, stop in enumerate((9, 13, None)):
+        callbacks = [] if stop is None else [StopAt(stop)]
+        with contextlib.suppress(Stopped):
+            dropping_trainer(tmp_path / "stopped", 7 * number, callbacks).train(resume_from_checkpoint="auto")
+    ends = [load_file(tmp_path / run / "checkpoint-16" / "model.safetensors") for run in ("stopped", "whole")]
+    assert_close(*ends, 0.0)
