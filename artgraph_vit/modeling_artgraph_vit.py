@@ -96,7 +96,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             raise ValueError(f"pooling={config.pooling!r}: this backbone has no CLS token; use 'mean' or 'pooler'.")
         self._prefix_tokens = count_prefix_tokens(self.backbone)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.heads = nn.ModuleDict({task.name: TaskHead(task, config) for task in config.tasks})
+        self.heads: Any = nn.ModuleDict({task.name: TaskHead(task, config) for task in config.tasks})
         self.log_variances = nn.Parameter(torch.zeros(len(config.tasks)))  # (tasks,), in the config's order
         self._backbone_is_frozen = False
         self.post_init()
@@ -282,8 +282,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     ) -> Tensor:
         """The numerator of each task's loss over the rows given, shape `(T,)`."""
         self._check_label_names(labels)
-        heads: Any = self.heads
-        own = [head.loss_numerator(logits[name], labels[name], share) for name, head in heads.items()]
+        own = [head.loss_numerator(logits[name], labels[name], share) for name, head in self.heads.items()]
         if second_labels is None:
             return torch.stack(own)
         assert share is not None
@@ -297,9 +296,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """The denominator of each task's loss, shape `(T,)`, and whether it has a known row, bool `(T,)`."""
         self._check_label_names(labels)
-        heads: Any = self.heads
-        denominators = torch.stack([head.loss_denominator(labels[name], share) for name, head in heads.items()])
-        is_known = torch.stack([known_rows(labels[name], share) for name in heads]) > 0
+        denominators = torch.stack([head.loss_denominator(labels[name], share) for name, head in self.heads.items()])
+        is_known = torch.stack([known_rows(labels[name], share) for name in self.heads]) > 0
         if second_labels is None:
             return denominators, is_known
         assert share is not None
@@ -344,8 +342,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 raise ValueError(f"{name!r} is not a single-label task of this model, so it has no class weights.")
             if weights.shape != (task.num_labels,) or not bool((weights > 0).all()):
                 raise ValueError(f"The class weights of {name!r} must be {task.num_labels} numbers above 0.")
-            head: Any = self.heads[name]
-            head.class_weights.copy_(weights)
+            self.heads[name].class_weights.copy_(weights)
 
     @torch.no_grad()
     def predict_labels(self, logits: Mapping[str, Tensor]) -> list[dict[str, list[str]]]:
@@ -376,12 +373,10 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     def _at_other_size(self, pixel_values: Any) -> dict[str, bool]:
         """What makes the backbone take pictures of the config's `image_size`, if that is not its own."""
         size = self.config.image_size
-        if size is None:
-            return {}
-        if pixel_values.shape[-2:] != (size, size):
-            height, width = pixel_values.shape[-2:]
-            raise ValueError(f"This model takes pictures of {size}x{size} pixels, not of {height}x{width}.")
-        return interpolation(self.backbone)
+        if size is not None and pixel_values.shape[-2:] != (size, size):
+            given = "x".join(map(str, pixel_values.shape[-2:]))
+            raise ValueError(f"This model takes pictures of {size}x{size} pixels, not of {given}.")
+        return {} if size is None else interpolation(self.backbone)
 
     def _check_label_names(self, labels: Mapping[str, Tensor]) -> None:
         if set(labels) != set(self.heads):

@@ -62,7 +62,7 @@ def losses_figure(
         if any(f"{task}_weight" in log for log in log_history):
             beside = axes.twinx()
             _curve(beside, log_history, f"{task}_weight", "weight", WEIGHT)
-            beside.set_ylim(bottom=0)
+            beside.set_ylim(0, 1.1 * beside.get_ylim()[1])
             beside.tick_params(axis="y", labelcolor=WEIGHT)
             beside.spines[["top"]].set_visible(False)
             axes.plot([], [], color=WEIGHT, label="weight of the loss (right scale)")  # for the legend

@@ -7,7 +7,6 @@ for, the biases of the heads and the log variances start where a model that look
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -71,7 +70,7 @@ def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset
     """
     for task in model.config.tasks:
         counts = label_counts(rows, task)
-        buffers = dict(model.heads[task.name].named_buffers())  # type: ignore[union-attr]
+        buffers = dict(model.heads[task.name].named_buffers())
         if not task.is_multi_label:
             model.set_class_weights({task.name: CLASS_WEIGHTS[class_weights](counts)})
         if "log_prior" in buffers:
@@ -90,9 +89,8 @@ def start_biases_at_prior(model: ArtGraphViTForImageClassification, rows: Datase
     w of positives it is log(w·p/(1-p)) for a label on the share p of the known rows. (The asymmetric loss has another
     minimum; its biases start at this one.)
     """
-    heads: Any = model.heads
     for task in model.config.tasks:
-        head = heads[task.name]
+        head = model.heads[task.name]
         counts = label_counts(rows, task)
         if task.is_multi_label:
             positives = counts.double().clamp(min=0.5)  # half a row, where there is none
@@ -123,17 +121,16 @@ def start_log_variances_at_prior(model: ArtGraphViTForImageClassification, rows:
             f"log_variance_init='auto' is for a task weighting that learns log variances, which {weighting.rule!r} "
             "does not: leave it out."
         )
-    heads: Any = model.heads
-    biases = {name: head.bias.clone() for name, head in heads.items()}
+    biases = {name: head.bias.clone() for name, head in model.heads.items()}
     start_biases_at_prior(model, rows)
     sums = torch.zeros(2, len(model.config.tasks), dtype=torch.float64)
     for labels in label_batches(rows, model.config.tasks):
         size = len(next(iter(labels.values())))
-        logits = {name: head.bias.expand(size, -1) for name, head in heads.items()}
+        logits = {name: head.bias.expand(size, -1) for name, head in model.heads.items()}
         denominators, _ = model.loss_denominators(labels)
         sums += torch.stack([model.loss_numerators(logits, labels), denominators]).double()
     for name, bias in biases.items():
-        heads[name].bias.copy_(bias)
+        model.heads[name].bias.copy_(bias)
     numerators, denominators = sums
     losses = numerators / torch.where(denominators > 0, denominators, 1.0)
     best = best_log_variances(losses, weighting)

@@ -63,7 +63,7 @@ def tune(
         single = [task for task in config.tasks if not task.is_multi_label]
         log_priors = {task.name: log_prior(label_counts(splits["train"], task)) for task in single}
     for name in TUNED:
-        pass
+        setattr(config, name, {})
     trainer.metrics.thresholds = {}
     scores = {split: collect_scores(trainer, pictures[split]) for split in ("validation", "test")}
     tuned = choose(config.tasks, scores["validation"], method, log_priors)

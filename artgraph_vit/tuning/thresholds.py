@@ -67,12 +67,12 @@ def choose_thresholds(logits: Tensor, labels: Tensor, method: str = SHRUNK) -> T
 
 def _best_cuts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The best logit for all labels, `()`, and for each, `(C,)`, and the positives of each, int64 `(C,)`."""
-    is_known = labels != UNKNOWN
-    scores, order = logits.float().masked_fill(~is_known, -math.inf).sort(0, descending=True)  # (N, C)
+    # Unknown entries come last, where no cut is made.
+    scores, order = logits.float().masked_fill(labels == UNKNOWN, -math.inf).sort(0, descending=True)  # (N, C)
     found = (labels > 0.5).gather(0, order).cumsum(0)
-    predicted = is_known.gather(0, order).cumsum(0)
     positives = found[-1]
-    f1 = 2 * found.double() / (predicted + positives).clamp(min=1)  # of a label, if it is predicted down to this row
+    predicted = torch.arange(1, len(scores) + 1)[:, None]
+    f1 = 2 * found.double() / (predicted + positives)  # of a label, if it is predicted down to this row
     # Going down through the scores of all labels, macro F1 changes by what the label of each score gains.
     gains = f1.diff(dim=0, prepend=f1.new_zeros(1, f1.shape[1]))
     all_scores, all_order = scores.flatten().sort(descending=True)  # (N·C,)

@@ -260,3 +260,16 @@ def test_options_survive_the_results_file():
 def test_a_folder_is_no_base_model(backbone):
     made = {**results(), "recipe": {"backbone": backbone, "from_scratch": False}}
     assert ModelCard(render_card(made, config(), "run", CardOptions())).data.base_model is None
+
+
+def test_the_card_says_which_recipe_made_the_checkpoint():
+    options = CardOptions(recipe_name="artgraph-strong *or so*")
+    departs = {"class_weights": "sqrt", "mixup_alpha": 0.2, "tune_thresholds": True}
+    text = render_card({**results(), "departures": departs}, config(), "run", options)
+    assert r"departs from the published one's (it is called artgraph-strong \*or so\*) in" in text
+    assert "`class_weights` sqrt, `mixup_alpha` 0.2, `tune_thresholds` True." in text
+    assert "By the recipe of the published ArtGraph model." not in text
+
+    text = render_card({**results(), "departures": {}}, config(), "run", CardOptions())
+    assert "By the recipe of the published ArtGraph model." in text
+    assert "departs from" not in text

@@ -9,6 +9,7 @@ from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.reporting.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
+from artgraph_vit.training.outcome import departures, recipe_of
 
 CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -122,3 +123,16 @@ def test_a_file_with_lists_may_stand_before_positionals(tmp_path):
     _, data, _, args = parse(path, "runs/demo", "--seed", "7", positionals=("backbone",))
     model, *_ = parse(path, "runs/demo", positionals=("backbone",))
     assert (model.backbone, data.tasks, args.seed) == ("runs/demo", ["artist", "tags"], 7)
+
+
+def test_a_recipe_knows_where_it_departs_from_the_published_one(tmp_path):
+    def of(name: str, *more: str) -> dict:
+        model, data, _, args = parse(CONFIGS / name, "--source", "somewhere", "--output_dir", tmp_path, *more)
+        return departures({**recipe_of(model, data), **args.recipe(), "tune_thresholds": args.tune_thresholds})
+
+    assert of("artgraph.yaml") == {}
+    assert of("artgraph.yaml", "--seed", "7", "--min_count", "5", "--backbone", "some/other") == {}
+    assert of("artgraph.yaml", "--mixup_alpha", "0.2", "--pooling", "mean") == {"mixup_alpha": 0.2, "pooling": "mean"}
+    strong = of("artgraph-strong.yaml")
+    assert {"tune_thresholds", "lr_scheduler_type", "warmup_steps", "learning_rate"} <= set(strong)
+    assert "recipe_name" not in strong
