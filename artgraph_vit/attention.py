@@ -30,8 +30,8 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
 
     Args:
         model ([`ArtGraphViTForImageClassification`]): in eval mode, with eager attention: load it with
-            `attn_implementation="eager"` or call `model.set_attn_implementation("eager")`. Its pooling is "cls" or
-            "mean".
+            `attn_implementation="eager"` or call `model.set_attn_implementation("eager")`. Its pooling is "cls",
+            "mean" or "cls_mean".
         pixel_values (`FloatTensor` of shape `(1, 3, H, W)`): of one picture.
         task (`str`), label (`str`): for which label.
 
@@ -53,8 +53,9 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
     rollout = relevance_rollout(attentions, gradients)  # (tokens, tokens)
     # Whatever tokens there are besides patches (CLS, distillation, registers) come first.
     first_patch = tokens - height * width
-    of_cls, of_mean = rollout[0], rollout[first_patch:].mean(0)  # (tokens,) each, of what the heads see
-    row = {"cls": of_cls, "mean": of_mean, "cls_mean": (of_cls + of_mean) / 2}[model.config.pooling]
+    # (tokens,) each, of what the heads see. A sum over the patches, since their gradients hold the mean's 1/n already.
+    of_cls, of_mean = rollout[0], rollout[first_patch:].sum(0)
+    row = {"cls": of_cls, "mean": of_mean, "cls_mean": of_cls + of_mean}[model.config.pooling]
     heat = row[first_patch:].view(height, width).cpu()
     # The paper also stretches the least relevant patch to 0, which would draw a flat map as full of contrast.
     return heat / heat.max() if heat.max() > 0 else heat
@@ -195,7 +196,7 @@ def _refuse_unsuitable(model: ArtGraphViTForImageClassification, pixel_values: T
     if model.config.pooling not in ("cls", "mean", "cls_mean"):
         raise ValueError(
             f"This model's pooling is {model.config.pooling!r}, which hides what the heads see: only of a model with "
-            "pooling 'cls' or 'mean' there is a map."
+            "pooling 'cls', 'mean' or 'cls_mean' there is a map."
         )
     # Other kinds of attention are faster since they never make the matrices; transformers then returns none of them.
     implementation = model.backbone.config._attn_implementation

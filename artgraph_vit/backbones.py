@@ -33,7 +33,7 @@ def refuse_unsuitable(backbone_config: Any, pooling: str | None = None) -> None:
     if model_type in _UNSUITABLE:
         raise ValueError(f"The backbone {model_type!r} {_UNSUITABLE[model_type]}: choose another.")
     if pooling == "pooler" and not has_pooler(backbone_config):
-        raise ValueError("pooling='pooler': this backbone gives no pooled vector; use 'cls' or 'mean'.")
+        raise ValueError("pooling='pooler': this backbone gives no pooled vector; use 'cls', 'mean' or 'cls_mean'.")
 
 
 def set_options(backbone_config: Any, options: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
 from .backbones import build_backbone_config
 from .limits import MAX_PARAMETERS, MAX_SIDE, one_line, refuse_absurd, refuse_code, shortened
-from .task_weighting import RULES, TaskWeighting
+from .task_weighting import LEARNING_RULES, RULES, TaskWeighting
 from .tasks import Task
 
 POOLINGS = ("cls", "mean", "cls_mean", "pooler")
@@ -42,6 +42,15 @@ _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_positive_weight": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
     "logit_adjustment": (lambda value: 0 <= value < math.inf, "a number of at least 0"),
+}
+# Options of one way to do it, which would be ignored with another.
+_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "asymmetric_gamma_negative": ("multilabel_loss", ("asymmetric",)),
+    "asymmetric_gamma_positive": ("multilabel_loss", ("asymmetric",)),
+    "asymmetric_margin": ("multilabel_loss", ("asymmetric",)),
+    "loss_epsilon": ("task_weighting", ("uncertainty",)),
+    "task_weighting_temperature": ("task_weighting", ("soft_uncertainty",)),
+    "max_task_weight": ("task_weighting", (*LEARNING_RULES, "soft_uncertainty", "log")),
 }
 MAX_TASKS = 1_000
 MAX_LABELS = 1_000_000  # over all tasks: far above any vocabulary, far below what exhausts a machine
@@ -250,6 +259,17 @@ class ArtGraphViTConfig(PreTrainedConfig):
         self._check_decisions()
 
     def _check_task_weights(self) -> None:
+        for name, (option, wanted) in _ONLY_WITH.items():
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default and getattr(self, option) not in wanted:
+                raise ValueError(
+                    f"{name}={shortened(value)} does nothing with {option}={getattr(self, option)!r}, only with "
+                    f"{' or '.join(wanted)}: leave it out."
+                )
+        if self.tasks and self.logit_adjustment and all(task.is_multi_label for task in self.tasks):
+            raise ValueError("logit_adjustment is for single-label tasks, and there is none: leave it out.")
+        if self.tasks and self.max_positive_weight > 1 and not any(task.is_multi_label for task in self.tasks):
+            raise ValueError("max_positive_weight is for multi-label tasks, and there is none: leave it out.")
         most, names = self.max_task_weight, [task.name for task in self.tasks]
         if most is not None and not (type(most) in (int, float) and 0 < most < math.inf):
             raise ValueError(f"max_task_weight={shortened(most)}: use a number above 0, or leave it out.")

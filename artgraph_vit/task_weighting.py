@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEARNING_RULES = ("uncertainty", "uncertainty_liebel")  # by the log variances
 _LEAST_LOSS = 1e-8  # below it a loss counts as this much, where a rule divides by it
 
 
@@ -36,7 +37,7 @@ class TaskWeighting:
     @property
     def learns(self) -> bool:
         """Whether the log variances are a part of it."""
-        return self.rule in ("uncertainty", "uncertainty_liebel")
+        return self.rule in LEARNING_RULES
 
     @property
     def needs_step_losses(self) -> bool:

@@ -4,8 +4,8 @@
     accelerate launch scripts/tune_thresholds.py your-name/artgraph-vit --source /data/artgraph --save_to tuned
 
 Expect a table of macro F1 by p > 0.5 and tuned, on validation and test, and in the folder a config.json by which the
-model decides from now on; its results.json, labels.csv and card follow. Nothing is trained, and tuning anew starts
-from the model's own scores. Give the same data options as in training to get the same splits.
+model decides from now on; its results.json, labels.csv and card, where it has them, follow. Nothing is trained, and
+tuning anew starts from the model's own scores. Give the same data options as in training to get the same splits.
 """
 
 from dataclasses import dataclass, field
@@ -48,10 +48,6 @@ class TuningArguments:
         "One threshold a task (global), one a label (per_label), or the latter drawn to the former where a label has "
         "few positives.",
     )
-    adjust_logits: bool = field(
-        default=False,
-        metadata={"help": "Take as much of the classes' prior out of single-label scores as macro F1 wants."},
-    )
     save_to: str | None = field(
         default=None, metadata={"help": "New folder for a tuned copy; by default the checkpoint is changed."}
     )
@@ -69,7 +65,7 @@ def main() -> None:
     args.output_dir = str(folder)
 
     model, image_processor = load_checkpoint(tuning.checkpoint, tuning.revision)
-    if tuning.adjust_logits:
+    if args.adjust_logits:
         refuse_to_adjust_twice(model)
     tasks = model.config.tasks
     splits, _ = load_splits(data_args, args, tasks)
@@ -82,7 +78,7 @@ def main() -> None:
         eval_dataset=pictures["validation"],
         processing_class=image_processor,
     )
-    measured = tune(trainer, splits, pictures, tuning.method, tuning.adjust_logits)
+    measured = tune(trainer, splits, pictures, tuning.method, args.adjust_logits)
 
     if trainer.is_world_process_zero():
         if tuning.save_to is None:

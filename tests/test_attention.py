@@ -98,7 +98,6 @@ def test_rollout_of_two_layers_and_two_heads_follows_the_paper():
     [
         (ViTConfig, "cls", 1),
         (ViTConfig, "mean", 1),
-        (ViTConfig, "cls_mean", 1),
         (DeiTConfig, "cls", 2),
         (BeitConfig, "cls", 1),
         (Dinov2Config, "cls", 1),
@@ -113,8 +112,7 @@ def test_the_map_is_the_row_that_the_heads_see_without_other_tokens(eager, tiny,
     assert {attention.shape for attention in attentions} == {(2, 4 + prefix, 4 + prefix)}
     torch.testing.assert_close(attentions[0].sum(-1), torch.ones(2, 4 + prefix))
     rollout = relevance_rollout(attentions, gradients)
-    of_cls, of_mean = rollout[0], rollout[prefix:].mean(0)
-    row = {"cls": of_cls, "mean": of_mean, "cls_mean": (of_cls + of_mean) / 2}[pooling][prefix:].view(2, 2)
+    row = {"cls": rollout[0], "mean": rollout[prefix:].mean(0)}[pooling][prefix:].view(2, 2)
     heat = attention_map(model, pixel_values, "artist", "bea")
     torch.testing.assert_close(heat, row / row.max())
     assert heat.dtype == torch.float32
@@ -122,9 +120,37 @@ def test_the_map_is_the_row_that_the_heads_see_without_other_tokens(eager, tiny,
     assert heat.max() == 1
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
+def test_with_one_layer_each_attention_counts_by_its_measured_effect_on_the_logit(eager, tiny, monkeypatch, pooling):
+    model = eager(backbone_config=ViTConfig(**{**tiny, "num_hidden_layers": 1}), pooling=pooling).double()
+    pixel_values = picture().double()
+    heat = attention_map(model, pixel_values, "artist", "ada").flatten()
+    plain, change = modeling_vit.eager_attention_forward, {}
+
+    def changed(module, query, key, value, *args, **kwargs):
+        _, attention = plain(module, query, key, value, *args, **kwargs)  # (1, heads, tokens, tokens)
+        attention = attention.clone()
+        attention[0, change["head"], change["to"], change["from"]] *= change["times"]
+        return (attention @ value).transpose(1, 2).contiguous(), attention
+
+    monkeypatch.setattr(modeling_vit, "eager_attention_forward", changed)
+    effects = torch.zeros(2, 5, 4)  # heads, tokens, patches
+    for head, to, patch in np.ndindex(*effects.shape):
+        logits = []
+        for times in (1.001, 0.999):
+            change.update(head=head, to=to, times=times, **{"from": patch + 1})
+            with torch.no_grad():
+                logits.append(model(pixel_values=pixel_values).logits["artist"][0, 0].item())
+        effects[head, to, patch] = (logits[0] - logits[1]) / 0.002
+    expected = effects.clamp(min=0).sum((0, 1))
+    torch.testing.assert_close(heat, expected / expected.max(), atol=1e-3, rtol=1e-3)
+
+
 def test_the_map_has_the_shape_of_the_picture(eager, tiny):
     model = eager(backbone_config=ViTConfig(**{**tiny, "image_size": (16, 32)}))
     assert attention_map(model, torch.randn(1, 3, 16, 32), "artist", "ada").shape == (2, 4)
+    larger = eager(pooling="cls_mean", image_size=24)
+    assert attention_map(larger, picture(24), "artist", "ada").shape == (3, 3)
 
 
 def test_each_label_has_its_own_map(eager):
@@ -186,7 +212,7 @@ def squares(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return pixel_values, is_there.long(), place
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
 def test_the_map_of_a_model_that_finds_squares_peaks_on_the_square(tiny, pooling):
     torch.manual_seed(0)
     config = ViTConfig(**{**tiny, "image_size": 32})

@@ -73,9 +73,11 @@ def run_torch(model: ArtGraphViTForImageClassification, pixels: torch.Tensor) ->
     return expected
 
 
-def assert_same(path: Path, model: ArtGraphViTForImageClassification, sizes: tuple = (1, 3, 7)) -> None:
+def assert_same(
+    path: Path, model: ArtGraphViTForImageClassification, sizes: tuple = (1, 3, 7), side: int = 16
+) -> None:
     for size in sizes:
-        pixels = torch.randn(size, 3, 16, 16)
+        pixels = torch.randn(size, 3, side, side)
         given, expected = run_onnx(path, pixels), run_torch(model, pixels)
         assert set(given) == set(expected)
         for name, values in expected.items():
@@ -348,6 +350,38 @@ def test_the_script_exports_and_the_example_predicts(script, build_model, tmp_pa
             for label, score in printed:
                 expected = scores[task.labels.index(label)].item()
                 assert float(score) == pytest.approx(expected, abs=0.004), name  # a composite rounds
+
+
+def test_a_tuned_model_of_another_size_is_decided_by_the_example_as_by_torch(build_model, tmp_path):
+    tuned = {
+        "logit_offsets": {"artist": [-40.0, 0.0, -40.0, 1.0]},
+        "temperatures": {"genre": 40.0, "tags": 40.0},  # scores near a half, so that the thresholds alone decide
+        "thresholds": {"tags": [0.1, 0.9, 0.1, 0.9, 0.1]},
+        "pooling": "cls_mean",
+        "image_size": 24,
+    }
+    model = build_model(backbone_config=ViTConfig(**TRANSFORMER), **tuned)  # of a backbone for 16x16 pixels
+    torch.nn.init.normal_(model.backbone.embeddings.position_embeddings)  # so that interpolating wrongly shows
+    (file,) = export_onnx(model, processor(24), tmp_path / "model.onnx")
+    assert_same(file.path, model, side=24)
+    session = onnxruntime.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 24, 24]
+    assert session.get_outputs()[-1].shape == ["batch", 32]  # CLS and mean
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["preprocessing"])["crop"] == {"height": 24, "width": 24}
+    assert json.loads(metadata["tasks"])[2]["threshold"] == tuned["thresholds"]["tags"]
+
+    paint_artwork(0)[0].save(tmp_path / "picture.png")
+    command = [sys.executable, ROOT / "examples" / "predict_onnx.py", file.path, tmp_path / "picture.png"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    answers = {name: found.split(", ") for name, found in (line.split(": ") for line in lines)}
+    with torch.no_grad():
+        logits = model(**processor(24)(Image.open(tmp_path / "picture.png"), return_tensors="pt")).logits
+    (labels,) = model.predict_labels(logits)
+    assert {name: [entry.rsplit(" ", 1)[0] for entry in entries] for name, entries in answers.items()} == labels
+    assert labels["artist"][0] in ("bea", "other")
+    assert set(labels["tags"]) == {"Tree", "female-portraits", "sky"}
+    assert float(answers["genre"][0].rsplit(" ", 1)[1]) == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_the_example_is_short_and_needs_little():

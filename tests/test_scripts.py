@@ -233,7 +233,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--min_count", "100000"), "lower min_count"),
         (("--backbone", "nosuch/backbone"), "The backbone 'nosuch/backbone' cannot be used: "),
         (("--pooling", "max"), "pooling='max': use one of cls, mean, cls_mean, pooler"),
-        (("--pooling", "pooler"), "this backbone gives no pooled vector; use 'cls' or 'mean'"),
+        (("--pooling", "pooler"), "this backbone gives no pooled vector; use 'cls', 'mean' or 'cls_mean'"),
         (("--loss_epsilon", "0.1"), "loss_epsilon=0.1: use a number from 0 to 1e-6"),
         (
             ("--source", "nosuch/dataset"),
@@ -241,6 +241,14 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         ),
         (("--embedded_artworks", "99"), "paint at least 100 artworks"),
         (("--output_dir", "/proc/run"), "/proc/run cannot be written to"),
+        (("--log_variance_init", "auto", "--task_weighting", "log"), "log_variance_init='auto' is for a task_weigh"),
+        (("--adjust_logits", "true"), "adjust_logits is a part of tuning: pass --tune_thresholds true too"),
+        (("--adjust_logits", "true", "--tune_thresholds", "true"), "was trained with class weights (artist)"),
+        (("--metric_for_best_model", "loss"), "metric_for_best_model=loss is best where it is small"),
+        (
+            ("--task_weighting", "fixed", "--task_weights", '{"artist": 1}'),
+            "The options of the model are wrong: task_weighting='fixed' needs task_weights, one for each of artist",
+        ),
         (("--stratify_by", "gerne"), "has no column 'gerne' to stratify the split by"),
     ],
 )

@@ -116,6 +116,16 @@ def test_the_five_artgraph_tasks():
         ({"max_positive_weight": 0.5}, "max_positive_weight=0.5: use a number of at least 1"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0: use a number of at least 0 and below 1"),
         ({"logit_adjustment": float("nan")}, "logit_adjustment=nan: use a number of at least 0"),
+        ({"asymmetric_margin": 0.1}, "asymmetric_margin=0.1 does nothing with multilabel_loss='bce', only with asym"),
+        ({"task_weighting_temperature": 2.0}, "does nothing with task_weighting='uncertainty', only with soft_uncert"),
+        (
+            {"loss_epsilon": 0.0, "task_weighting": "equal"},
+            "loss_epsilon=0.0 does nothing with task_weighting='equal'",
+        ),
+        (
+            {"task_weighting": "equal", "max_task_weight": 2.0},
+            "max_task_weight=2.0 does nothing with task_weighting='equal', only with uncertainty or uncertainty_lieb",
+        ),
         ({"image_size": 0}, "image_size=0: use an integer from 1 to 4,096"),
         ({"image_size": 100_000}, "image_size=100000: use an integer from 1 to 4,096"),
     ],

@@ -115,14 +115,17 @@ def predict_pictures(
 
 
 def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
-    """By which a model is known again: a hash of its tensors, labels, thresholds, pooling and pixels."""
+    """By which a model is known again: a hash of its tensors and labels, of what makes answers of its logits
+    (thresholds, temperatures, offsets), of its pooling with the number of tokens that the mean leaves out, and of its
+    image size and pixels."""
     config = model.config
     backbone = {
         name: value
         for name, value in config.backbone_config.to_dict().items()
         if name not in _NOTES and value is not None
     }
-    settings = [[task.to_dict() for task in config.tasks], config.thresholds, config.pooling, backbone]
+    settings = [[task.to_dict() for task in config.tasks], config.thresholds, config.temperatures]
+    settings += [config.logit_offsets, config.pooling, model._prefix_tokens, config.image_size, backbone]
     settings += [exact_mark(image_processor).decode(), PixelNormalizer(image_processor).settings()]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import strtobool
 
 from ..configuration_artgraph_vit import MULTILABEL_LOSSES, MULTILABEL_REDUCTIONS
-from ..data.arguments import DataArguments, choice
+from ..data.arguments import choice
 from ..errors import UserError
-from ..task_weighting import RULES
+from ..task_weighting import LEARNING_RULES, RULES
 from .deepspeed_config import follow_arguments, refuse_other_than_zero2
 from .imbalance import CLASS_WEIGHTS
 
@@ -92,6 +92,11 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate:g}: use a number from 0 to below 1, such as 0.1.")
+        if self.log_variance_init != "0" and self.task_weighting not in LEARNING_RULES:
+            raise ValueError(
+                f"log_variance_init={self.log_variance_init!r} is for a task_weighting that learns log variances "
+                f"({', '.join(LEARNING_RULES)}), not for {self.task_weighting!r}: leave it out."
+            )
         if self.logit_adjustment and self.class_weights != "none":
             raise ValueError(
                 f"logit_adjustment={self.logit_adjustment:g} with class_weights={self.class_weights!r} would correct "
@@ -171,6 +176,13 @@ class ArtGraphTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "In the end, choose temperatures and thresholds on the validation split, and save them."},
     )
+    adjust_logits: bool = field(
+        default=False,
+        metadata={
+            "help": "When tuning, take as much of the classes' prior out of single-label scores as macro F1 wants; of "
+            "a model trained with class_weights none."
+        },
+    )
 
     output_dir: str = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
     num_train_epochs: float = field(default=35, metadata={"help": "Epochs of both phases together."})
@@ -220,6 +232,11 @@ class ArtGraphTrainingArguments(TrainingArguments):
         for name, value in needed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r}: ArtGraphTrainer needs {value!r}; leave it out.")
+        wanted = str(self.metric_for_best_model).removeprefix("eval_")
+        if self.greater_is_better and (wanted == "loss" or wanted.endswith("_loss")):
+            raise ValueError(
+                f"metric_for_best_model={wanted} is best where it is small: pass --greater_is_better false too."
+            )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor knows one task only: use label_smoothing.")
         if self.prediction_loss_only:
@@ -259,18 +276,7 @@ class ArtGraphTrainingArguments(TrainingArguments):
         names = (
             *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
             *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
-            *("mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last", "ema_decay"),
+            *("mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last"),
+            *("ema_decay", "layer_decay", "mixup_alpha", "cutmix_alpha"),
         )
-        values = {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}
-        # Left out where they are off: older checkpoints do not know of them.
-        newer = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
-        return values | {name: getattr(self, name) for name, off in newer.items() if getattr(self, name) != off}
-
-
-def source_recipe() -> dict[str, Any]:
-    """The source document's value of each option, by name: the defaults."""
-    return {
-        option.name: option.default
-        for options in (ModelArguments, DataArguments, ArtGraphTrainingArguments)
-        for option in fields(options)
-    }
+        return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}

@@ -163,7 +163,8 @@ def _digest_of_backbone(trainer: ArtGraphTrainer, transform: PictureTransform) -
     normalizer = trainer._pixel_normalizer
     after = normalizer.settings() if normalizer is not None else None  # of the trainer's own image processor
     processor = [transform.image_processor.to_json_string(), transform.jpeg_scale, after]
-    precision = [trainer.args.mixed_precision, model.config.pooling, torch.__version__]
+    pooling = [model.config.pooling, model._prefix_tokens]  # how many tokens a mean leaves out
+    precision = [trainer.args.mixed_precision, pooling, torch.__version__]
     digest.update(json.dumps([backbone_config.to_dict(), processor, precision], default=str).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())

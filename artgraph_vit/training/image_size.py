@@ -64,6 +64,8 @@ def refuse_fixed_size(model: ArtGraphViTForImageClassification, image_size: int,
     was_training = model.training
     try:
         model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the backbone
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"The backbone {name!r} takes no pictures of image_size={image_size}: leave it out, or choose another "

@@ -111,16 +111,7 @@ def start_log_variances_at_prior(model: ArtGraphViTForImageClassification, rows:
     """Sets each log variance where the joined loss is smallest for a model that looks at no picture.
 
     Its losses are those of the constant logits of [`start_biases_at_prior`], by the model's own loss functions.
-
-    Raises:
-        ValueError: if the model's task weighting learns no log variances.
     """
-    weighting = model.config.weighting
-    if not weighting.learns:
-        raise ValueError(
-            f"log_variance_init='auto' is for a task weighting that learns log variances, which {weighting.rule!r} "
-            "does not: leave it out."
-        )
     biases = {name: head.bias.clone() for name, head in model.heads.items()}
     start_biases_at_prior(model, rows)
     sums = torch.zeros(2, len(model.config.tasks), dtype=torch.float64)
@@ -133,7 +124,7 @@ def start_log_variances_at_prior(model: ArtGraphViTForImageClassification, rows:
         model.heads[name].bias.copy_(bias)
     numerators, denominators = sums
     losses = numerators / torch.where(denominators > 0, denominators, 1.0)
-    best = best_log_variances(losses, weighting)
+    best = best_log_variances(losses, model.config.weighting)
     model.log_variances.copy_(torch.where(denominators > 0, best, torch.zeros_like(best)))
 
 

@@ -145,15 +145,19 @@ class MultiTaskTrainer(ZeRO2Trainer):
     def _losses_of_step(self, batches: list[dict[str, Any]], denominators: torch.Tensor) -> torch.Tensor:
         """The losses of a step that is divided, `(T,)`, before the step: the weights of some rules depend on them.
 
-        One more forward pass; the random state is forked, so that the one of the step draws the same dropout.
+        One more forward pass; the random state is forked, so that the one of the step draws the same dropout, and
+        what the pass leaves in buffers, such as those of batch norms, is taken back.
         """
         self.model.train()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         losses = torch.zeros_like(denominators)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.compute_loss_context_manager():
             for batch in batches:
                 inputs = self._model_inputs(self._prepare_inputs(batch))
                 losses += torch.stack(list(self.model(**inputs, denominators=denominators).task_losses.values()))
+        for buffer, before in buffers:
+            buffer.copy_(before)
         return self.accelerator.reduce(losses, reduction="sum")
 
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:

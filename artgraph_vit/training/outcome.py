@@ -23,7 +23,8 @@ from ..reporting.card import CardOptions, write_card
 from ..reporting.figures import draw_confusions, draw_figures
 from ..reporting.results import split_metrics, write_labels, write_results
 from ..tasks import Task
-from .arguments import ModelArguments, source_recipe
+from .arguments import ModelArguments
+from .recipe import departures, portable, recipe_of
 from .setup import label_priors
 from .trainer import ArtGraphTrainer
 from .tuning import tune, tuning_results
@@ -110,7 +111,9 @@ def finish_run(
     args = trainer.args
     tasks = trainer.config.tasks
     names = [task.name for task in tasks]
-    tuned = tuning_results(tune(trainer, splits, pictures)) if args.tune_thresholds else {}
+    tuned = {}
+    if args.tune_thresholds:
+        tuned = tuning_results(tune(trainer, splits, pictures, adjust_logits=args.adjust_logits))
     metrics = trainer.evaluate(pictures["test"], metric_key_prefix="test")
     label_rows, confusions = trainer.metrics.label_rows(), trainer.metrics.confusions()
     folder = Path(args.output_dir)
@@ -130,6 +133,7 @@ def finish_run(
         **recipe_of(model_args, data_args),
         **args.recipe(),
         "tune_thresholds": args.tune_thresholds,
+        "adjust_logits": args.adjust_logits,
     }
     results = collect_results(metrics, "test", splits, tasks, recipe, args.seed) | {
         **tuned,
@@ -142,7 +146,7 @@ def finish_run(
         "departures": departures(recipe),
         "card": dataclasses.asdict(card),
         "data": {
-            "source": _portable(data_args.source),
+            "source": portable(data_args.source),
             "config": data_args.dataset_config,
             "revision": data_args.dataset_revision,
             **{f"{name}_rows": len(rows) for name, rows in splits.items()},
@@ -161,39 +165,6 @@ def finish_run(
                 "The figures or the card in %s could not be made; the model and results.json are.", folder
             )
     return results
-
-
-def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
-    """The options of model and data that decide what a run learns; with nothing of the machine it ran on."""
-    chosen = {
-        **dataclasses.asdict(model),
-        "min_count": data.min_count,
-        "tasks": data.tasks,
-        "split_seed": data.split_seed,
-        "jpeg_scale": data.jpeg_scale,
-        "crop_scale": data.crop_scale,
-        "horizontal_flip": data.horizontal_flip,
-        "color_jitter": data.color_jitter,
-    }
-    return {**chosen, "backbone": _portable(model.backbone)}
-
-
-# What a recipe is applied to, rather than a part of it.
-_GROUND = {"backbone", "backbone_revision", "from_scratch", "min_count", "tasks", "split_seed", "seed", "data_seed"}
-
-
-def departures(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options of a recipe that differ from the source document's, which are the defaults."""
-    defaults = source_recipe()
-    return {
-        name: value
-        for name, value in recipe.items()
-        if name in defaults and name not in _GROUND and value != defaults[name]
-    }
-
-
-def _portable(name_or_path: str) -> str:
-    return Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
 
 
 def _version(package: str) -> str:

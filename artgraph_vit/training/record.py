@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..errors import UserError
-from .arguments import source_recipe
+from .recipe import source_recipe
 
 
 class RunRecord(TrainerCallback, ExportableState):

@@ -10,12 +10,15 @@ from transformers.utils import logging
 
 from ..data import ArtGraphCollator
 from ..data.arguments import DataArguments
+from ..errors import UserError
 from ..reporting.card import CardOptions
 from .arguments import ArtGraphTrainingArguments, ModelArguments
 from .checkpoints import checkpoint_to_resume
-from .outcome import FrozenPhaseTest, finish_run, recipe_of
+from .outcome import FrozenPhaseTest, finish_run
+from .recipe import recipe_of
 from .setup import build_model, load_image_processor, load_pictures, load_splits
 from .trainer import ArtGraphTrainer
+from .tuning import refuse_to_adjust_twice
 
 
 def train(
@@ -31,6 +34,8 @@ def train(
     Raises:
         UserError: says what is wrong with the options or the data, before any long work.
     """
+    if args.adjust_logits and not args.tune_thresholds:
+        raise UserError("adjust_logits is a part of tuning: pass --tune_thresholds true too.")
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     checkpoint_to_resume(args, args.resume_from_checkpoint)  # what is wrong with it, before the data is read
@@ -39,6 +44,8 @@ def train(
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
+    if args.adjust_logits:
+        refuse_to_adjust_twice(model)
     pictures = load_pictures(splits, tasks, data_args, image_processor, data_args.augmentation(args.seed))
     trainer = ArtGraphTrainer(
         model=model,

@@ -186,6 +186,8 @@ def build_model(
                 f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks, or keep "
                 "its head with --missing_tasks unknown."
             )
+    with _as_user_error("The options of the model are wrong"):
+        ArtGraphViTConfig(tasks=list(tasks), **_model_options(model))
     with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
         built = ArtGraphViTForImageClassification.from_backbone(
             model.backbone,

@@ -79,6 +79,11 @@ class ArtGraphTrainer(AveragingTrainer):
         Raises:
             UserError: if the checkpoint is damaged or another run's, or the output folder is another run's or full.
         """
+        if self.config.temperatures or self.config.logit_offsets:
+            raise UserError(
+                "This model was tuned, and would train through its temperatures and offsets: set the config's "
+                "temperatures, logit_offsets and thresholds to {} first, and tune it anew afterwards."
+            )
         checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
         self._record.train_rows = self._train_rows
         self._record.global_batch_size = self.get_total_train_batch_size(self.args)

@@ -28,6 +28,7 @@ from ..tuning.choose import TUNED, KeptScores, Scores, choose, measure
 from ..tuning.thresholds import SHRUNK
 from .checkpoints import SEAL
 from .imbalance import log_prior
+from .recipe import departures
 from .trainer import ArtGraphTrainer
 
 logger = logging.get_logger(__name__)
@@ -180,7 +181,14 @@ def update_results(
     tasks, metrics = trainer.config.tasks, trainer.evaluate(rows, metric_key_prefix="test")
     if not trainer.is_world_process_zero():
         return
-    updated = {**results, **split_metrics(metrics, "test", [task.name for task in tasks]), **tuning_results(measured)}
+    recipe = results.get("recipe", {}) | {"tune_thresholds": True, "adjust_logits": trainer.args.adjust_logits}
+    updated = {
+        **results,
+        **split_metrics(metrics, "test", [task.name for task in tasks]),
+        **tuning_results(measured),
+        "recipe": recipe,
+        "departures": departures(recipe),
+    }
     write_results(updated, folder)
     write_labels(trainer.metrics.label_rows(), folder)
     draw_confusions(trainer.metrics.confusions(), {task.name: task.labels for task in tasks}, folder)

@@ -16,9 +16,17 @@ BAD = (7, 20, 41)
 COUNT = 60
 
 
+TUNED = {
+    "pooling": "cls_mean",
+    "thresholds": {"tags": [0.9, 0.2, 0.5, 0.05, 0.7]},
+    "temperatures": {"genre": 3.0, "tags": 1.5},
+    "logit_offsets": {"artist": [2.0, -1.0, 0.5, 0.0]},
+}
+
+
 @pytest.fixture
 def model_folder(tmp_path, build_model) -> Path:
-    build_model(seed=1).save_pretrained(tmp_path / "model")
+    build_model(seed=1, **TUNED).save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -20,6 +20,7 @@ from artgraph_vit.data.bad_pictures import DEADLY
 from artgraph_vit.errors import UserError
 from artgraph_vit.files import alone_in
 from artgraph_vit.predicting import decoding, open_pictures
+from artgraph_vit.predicting.predict import model_digest
 from artgraph_vit.predicting.source import Picture
 
 from .conftest import BAD, COUNT
@@ -168,6 +169,25 @@ def test_another_model_or_another_source_is_not_mixed_in(model_folder, picture_f
     (other / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty and no predictions were begun there"):
         predict(model_folder, picture_folder, other)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        ("config", "temperatures", {"genre": 3.0, "tags": 1.6}),
+        ("config", "logit_offsets", {"artist": [2.0, -1.0, 0.5, 0.1]}),
+        ("config", "thresholds", {"tags": [0.9, 0.2, 0.5, 0.05, 0.6]}),
+        ("config", "image_size", 16),
+        ("config", "pooling", "mean"),
+        ("model", "_prefix_tokens", 2),  # as a release that knows another kind of token would count
+    ],
+)
+def test_a_model_is_another_by_whatever_changes_its_answers(pipe, monkeypatch, owner, name, value):
+    digest = model_digest(pipe.model, pipe.image_processor)
+    with monkeypatch.context() as changed:
+        changed.setattr(pipe.model.config if owner == "config" else pipe.model, name, value)
+        assert model_digest(pipe.model, pipe.image_processor) != digest
+    assert model_digest(pipe.model, pipe.image_processor) == digest
 
 
 def test_names_of_files_need_not_be_utf8_and_links_are_followed(model_folder, picture_folder, tmp_path):

@@ -29,6 +29,7 @@ def test_vectors_are_the_pipelines_own(predictions, pipe, encoded_pictures):
         vector = torch.tensor(rows[number]["embedding"])
         torch.testing.assert_close(vector, pipe.embed(encoded_pictures[number]), atol=1e-5, rtol=0)
         assert vector.norm().item() == pytest.approx(1, abs=1e-5)
+        assert vector.shape == (2 * pipe.model.config.backbone_config.hidden_size,)  # CLS and mean
         assert rows[number]["thumbnail"].size == (40, 30)
     assert rows[BAD[0]]["embedding"] is None
 
@@ -71,7 +72,7 @@ def test_vectors_of_another_model_are_refused(predictions, pipe, build_model, tm
     pipe.model.config.pooling = "mean"  # the same tensors, and other vectors
     with pytest.raises(UserError, match="were made by another model"):
         EmbeddingIndex.load(predictions, pipe)
-    pipe.model.config.pooling = "cls"
+    pipe.model.config.pooling = "cls_mean"
     with pytest.raises(UserError, match="holds no finished predictions"):
         EmbeddingIndex.load(tmp_path, pipe)
     report = json.loads((predictions / "report.json").read_text())

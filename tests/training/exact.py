@@ -1,6 +1,8 @@
 """One optimizer step of the real trainer in float64, whose gradient is recorded; and an evaluation of odd sizes.
 
-python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION | ACCUMULATION:TASK_WEIGHTING ...]
+python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION | ACCUMULATION:TASK_WEIGHTING | ACCUMULATION:mixed ...]
+
+With `mixed` each two neighbours are mixed, whatever the division, and the losses have all that they can have.
 """
 
 import json
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.data.mixing import Mix
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.engines import whole
 from artgraph_vit.training.trainer import ArtGraphTrainer
@@ -48,6 +51,13 @@ def whole_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     return safe_get_full_grad(parameter)
 
 
+class MixNeighbours:
+    """In the place of [`Mixing`]: the same rows are mixed by the same shares in any division into even batches."""
+
+    def draw(self, shape, *place) -> Mix:
+        return Mix((torch.arange(shape[0]) ^ 1).clamp(max=shape[0] - 1), share=0.3)
+
+
 class KeepGradients(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
@@ -78,19 +88,27 @@ def build_trainer(folder: Path, rows: int, what: str) -> ArtGraphTrainer:
         use_cpu=True,
     )
     args.per_device_train_batch_size = rows // int(accumulation) // args.world_size
-    model = tiny_model(seed=0, head_dropout=0.0, task_weighting=rule or "uncertainty")
+    options: dict = {"task_weighting": rule} if rule and rule != "mixed" else {}
+    if rule == "mixed":
+        options = {"label_smoothing": 0.1, "max_positive_weight": 4.0, "multilabel_loss": "asymmetric"}
+    model = tiny_model(seed=0, head_dropout=0.0, **options)
     if args.deepspeed_plugin is None:  # DeepSpeed computes in float32
         model.double()
     model.set_class_weights({"artist": torch.tensor([0.3, 5.0, 1.0]), "genre": torch.tensor([0.7, 1.9])})
     with torch.no_grad():
         model.log_variances.copy_(torch.tensor([0.4, -0.6, 0.2]))
-    return InOrder(
+    if rule == "mixed":
+        model.heads["tags"].positive_weights.copy_(torch.tensor([1.5, 4.0, 2.0]))
+    trainer = InOrder(
         model=model,
         args=args,
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=UnevenArtworks(rows + rows // 2, seed=1),  # the second step has half the rows
         callbacks=[KeepGradients(folder / f"gradients-{args.process_index}-{what}")],
     )
+    if rule == "mixed":
+        trainer._mixing = MixNeighbours()
+    return trainer
 
 
 def main() -> None:

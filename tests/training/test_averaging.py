@@ -82,7 +82,7 @@ def saved(folder: Path, step: int, name: str = "model.safetensors") -> dict[str,
 
 def assert_near(tensors: dict, expected: dict[str, np.ndarray]) -> None:
     for name, tensor in tensors.items():
-        if not name.endswith(("class_weights", "label_prior", "positive_weights")):  # buffers
+        if not name.endswith(("class_weights", "log_prior", "positive_weights")):  # buffers
             np.testing.assert_allclose(tensor.double().numpy(), expected[name], atol=2e-6, rtol=1e-5)
 
 

@@ -15,6 +15,7 @@ from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.checkpoints import checkpoint_to_resume, damage, saving, seal
+from artgraph_vit.training.record import RunRecord
 from artgraph_vit.training.setup import load_checkpoint
 
 from .processes import run_tiny
@@ -274,3 +275,19 @@ def test_a_process_that_is_gone_is_no_full_disk(tmp_path):
         raise RuntimeError("[gloo] Connection reset by peer")
     with pytest.raises(UserError, match="could not be written"), saving(tmp_path / "checkpoint-4"):
         torch.save({"tensor": torch.zeros(100)}, "/dev/full")
+
+
+def test_an_option_that_an_older_checkpoint_does_not_know_had_its_default():
+    older = RunRecord(recipe={"learning_rate": 1e-3}, train_rows=5, global_batch_size=8)
+    now = {"learning_rate": 1e-3, "layer_decay": 1.0, "ema_decay": None, "class_weights": "balanced"}
+    same = {"train_rows": 5, "global_batch_size": 8}
+    RunRecord(recipe=now, **same).refuse_other(older, "checkpoint-1")
+    with pytest.raises(UserError, match=r"made with layer_decay=1\.0, and this run has layer_decay=0\.5"):
+        RunRecord(recipe=now | {"layer_decay": 0.5}, **same).refuse_other(older, "checkpoint-1")
+
+
+def test_a_tuned_model_is_not_trained_further(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.model.config.temperatures = {"genre": 2.0}
+    with pytest.raises(UserError, match="was tuned, and would train through its temperatures and offsets: set"):
+        trainer.train()

@@ -27,7 +27,7 @@ def runs(tmp_path_factory) -> dict[int, Path]:
         folder = folders[processes] = tmp_path_factory.mktemp(f"processes-{processes}")
         accumulations = () if processes == 3 else ("1", "4", "16")  # 64 rows do not divide by 3: it only evaluates
         if processes in (1, 2):
-            accumulations += tuple(f"{number}:{rule}" for rule in LOSS_RULES for number in (1, 4))
+            accumulations += tuple(f"{number}:{rule}" for rule in (*LOSS_RULES, "mixed") for number in (1, 4))
         run_tiny(folder, ROWS, *accumulations, processes=processes, script=SCRIPT)
         assert (folder / f"world-size-{processes}").exists()
     return folders
@@ -88,6 +88,16 @@ def test_weights_that_depend_on_the_losses_are_those_of_the_whole_step(runs, pro
     for process in range(processes):
         actual = load_file(runs[processes] / f"gradients-{process}-{accumulation}:{rule}-0.safetensors")
         assert relative_error(actual, expected) < 1e-12
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_mixed_rows_have_one_gradient_however_they_are_divided(runs, processes, accumulation):
+    expected = load_file(runs[1] / "gradients-0-1:mixed-0.safetensors")
+    assert relative_error(expected, closed_form_gradients()) > 0.1  # another loss
+    for process in range(processes):
+        actual = load_file(runs[processes] / f"gradients-{process}-{accumulation}:mixed-0.safetensors")
+        assert relative_error(actual, expected) < 1e-7  # a share travels as float32
 
 
 def test_half_of_the_processes_had_no_known_tags():

@@ -24,11 +24,11 @@ from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator, PixelNormalizer
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ModelArguments
-from artgraph_vit.training.image_size import with_image_size
+from artgraph_vit.training.image_size import refuse_fixed_size, with_image_size
 from artgraph_vit.training.setup import build_model, load_checkpoint, load_image_processor
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
-from .tiny import EVAL_ROWS, TASKS, TRAIN_ROWS, artworks, tiny_trainer
+from .tiny import EVAL_ROWS, TASKS, TRAIN_ROWS, artworks, tiny_model, tiny_trainer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
@@ -176,3 +176,14 @@ def test_a_backbone_of_one_size_only_is_named(tmp_path, pictures):
     build(folder, pictures, pooling="pooler")
     with pytest.raises(UserError, match=r"levit' takes no pictures of image_size=96: leave it out, or choose another"):
         build(folder, pictures, pooling="pooler", image_size=96)
+
+
+def test_too_little_memory_is_not_blamed_on_the_backbone(monkeypatch):
+    model = tiny_model()
+
+    def forward(**kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError):
+        refuse_fixed_size(model, 64, "vit")

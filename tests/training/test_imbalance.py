@@ -108,15 +108,14 @@ def test_log_variances_at_the_prior_have_no_gradient_at_the_start(build_model, r
     assert torch.autograd.grad(output.loss, model.log_variances)[0].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_auto_needs_a_rule_that_learns(build_model, rows):
-    with pytest.raises(ValueError, match="log_variance_init='auto' is for a task weighting that learns"):
-        start_log_variances_at_prior(build_model(task_weighting="equal"), rows)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"logit_adjustment": 1.0}, "with class_weights='balanced' would correct for rare classes twice"),
+        (
+            {"log_variance_init": "auto", "task_weighting": "equal"},
+            "log_variance_init='auto' is for a task_weighting that learns log variances",
+        ),
         ({"log_variance_init": "prior"}, "log_variance_init='prior': use a number, or auto"),
         ({"log_variance_init": "nan"}, "log_variance_init='nan': use a number, or auto"),
         ({"task_weights": "artist=1"}, "is not JSON like"),
@@ -237,9 +236,14 @@ def test_heads_on_frozen_features_are_scikit_learns_logistic_regressions(build_m
         ).fit(x[known], y[known])
         weight = model.heads[name].weight.detach().numpy()
         np.testing.assert_allclose(weight, reference.coef_, atol=2e-5)
+        bias = model.heads[name].bias.detach().numpy()  # of a softmax only differences count
+        intercept = reference.intercept_ - reference.intercept_.mean()
+        np.testing.assert_allclose(bias - bias.mean(), intercept, atol=5e-5)
     known = tags[:, 0] >= 0
     reference = OneVsRestClassifier(
         LogisticRegression(C=1 / (decay * 5 * known.sum()), tol=1e-12, max_iter=20_000)
     ).fit(x[known], tags[known])
     coefficients = np.concatenate([estimator.coef_ for estimator in reference.estimators_])
     np.testing.assert_allclose(model.heads["tags"].weight.detach().numpy(), coefficients, atol=2e-5)
+    intercepts = np.concatenate([estimator.intercept_ for estimator in reference.estimators_])
+    np.testing.assert_allclose(model.heads["tags"].bias.detach().numpy(), intercepts, atol=5e-5)

@@ -272,7 +272,7 @@ def test_workers_see_the_same_steps(tmp_path, pictures, uninterrupted):
 def test_a_run_goes_on_with_the_same_mixing_only(tmp_path):
     options = {"num_train_epochs": 2, "frozen_epochs": 0}
     tiny_trainer(tmp_path, **options, mixup_alpha=0.8).train()
-    with pytest.raises(UserError, match=r"mixup_alpha=0\.8, and this run has mixup_alpha=None"):
+    with pytest.raises(UserError, match=r"mixup_alpha=0\.8, and this run has mixup_alpha=0\.0"):
         tiny_trainer(tmp_path, **options).train(resume_from_checkpoint="last")
 
 

@@ -9,7 +9,7 @@ from artgraph_vit.data.arguments import DataArguments
 from artgraph_vit.reporting.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.outcome import departures, recipe_of
+from artgraph_vit.training.recipe import departures, recipe_of
 
 CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
 CONFIGS = Path(__file__).parents[2] / "configs"
