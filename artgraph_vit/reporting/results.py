@@ -3,7 +3,7 @@
 
 `results` is a plain dict with the keys "split", "rows", "known_rows", "loss", "task_losses", "metrics",
 "majority_metrics", "frozen_metrics" (None without a frozen phase) and what else the run says of itself. Where it
-is tuned, "loss", "task_losses" and "metrics" are of its tuned scores and thresholds, "metrics_at_half" are those of the
+is tuned, "loss", "task_losses" and "metrics" are of its tuned scores and thresholds, "metrics_at_half" those of the
 model as trained, by p > 0.5, and "tuning" has both for the validation split too.
 """
 
