@@ -134,5 +134,5 @@ def test_a_recipe_knows_where_it_departs_from_the_published_one(tmp_path):
     assert of("artgraph.yaml", "--seed", "7", "--min_count", "5", "--backbone", "some/other") == {}
     assert of("artgraph.yaml", "--mixup_alpha", "0.2", "--pooling", "mean") == {"mixup_alpha": 0.2, "pooling": "mean"}
     strong = of("artgraph-strong.yaml")
-    assert {"tune_thresholds", "lr_scheduler_type", "warmup_steps", "learning_rate"} <= set(strong)
+    assert {"tune_thresholds", "log_variance_init", "max_positive_weight"} <= set(strong)
     assert "recipe_name" not in strong
