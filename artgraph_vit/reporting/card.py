@@ -154,6 +154,8 @@ def render_card(
         python_name=json.dumps(name, ensure_ascii=False),
         base_model=base_model,
         backbone_type=backbone.model_type,
+        task_weighting=config.task_weighting,
+        adjusted=list(config.logit_offsets),
         tasks=[
             {
                 "name": task.name,

@@ -221,6 +221,10 @@ class ArtGraphTrainingArguments(TrainingArguments):
             )
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay:g}: use a number above 0, at most 1, such as 0.75.")
+        if self.layer_decay < 1 and self.frozen_epochs == self.num_train_epochs:
+            raise ValueError("layer_decay is for the second phase, and there is none: leave it out.")
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps={self.warmup_steps:g}: use a whole number, or a part of a phase below 1.")
         if self.layer_decay < 1 and (self.optim_target_modules is not None or "lomo" in self.optim):
             raise ValueError(f"layer_decay does not work with optim={self.optim}, which groups parameters itself.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -36,6 +38,7 @@ def train(
     """
     if args.adjust_logits and not args.tune_thresholds:
         raise UserError("adjust_logits is a part of tuning: pass --tune_thresholds true too.")
+    _refuse_to_untune(args)
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     checkpoint_to_resume(args, args.resume_from_checkpoint)  # what is wrong with it, before the data is read
@@ -61,3 +64,13 @@ def train(
     results = finish_run(trainer, splits, pictures, model_args, data_args, card_args)
     trainer.accelerator.end_training()  # all processes leave together
     return results
+
+
+def _refuse_to_untune(args: ArtGraphTrainingArguments) -> None:
+    """A finished run that is started again writes its model anew, and what it was tuned to would be lost."""
+    config = Path(str(args.output_dir)) / "config.json"
+    if not args.tune_thresholds and config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tuning"):
+        raise UserError(
+            f"The model in {args.output_dir} is finished and tuned, and this would write it anew, untuned: pass "
+            "--tune_thresholds true, or choose another --output_dir."
+        )

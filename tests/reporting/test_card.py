@@ -266,10 +266,12 @@ def test_the_card_says_which_recipe_made_the_checkpoint():
     options = CardOptions(recipe_name="artgraph-strong *or so*")
     departs = {"class_weights": "sqrt", "mixup_alpha": 0.2, "tune_thresholds": True}
     text = render_card({**results(), "departures": departs}, config(), "run", options)
-    assert r"departs from the published one's (it is called artgraph-strong \*or so\*) in" in text
+    assert r"From the recipe artgraph-strong \*or so\*. The options differ from those of the published" in text
+    assert "by learned uncertainties" in text
+    assert "by the rule `log`." in render_card(results(), config(task_weighting="log"), "run", CardOptions())
     assert "`class_weights` sqrt, `mixup_alpha` 0.2, `tune_thresholds` True." in text
     assert "By the recipe of the published ArtGraph model." not in text
 
     text = render_card({**results(), "departures": {}}, config(), "run", CardOptions())
     assert "By the recipe of the published ArtGraph model." in text
-    assert "departs from" not in text
+    assert "differ from" not in text

@@ -6,10 +6,12 @@ import pytest
 import yaml
 
 from artgraph_vit.data.arguments import DataArguments
+from artgraph_vit.errors import UserError
 from artgraph_vit.reporting.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.recipe import departures, recipe_of
+from artgraph_vit.training.run import train
 
 CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -136,3 +138,10 @@ def test_a_recipe_knows_where_it_departs_from_the_published_one(tmp_path):
     strong = of("artgraph-strong.yaml")
     assert {"tune_thresholds", "log_variance_init", "max_positive_weight"} <= set(strong)
     assert "recipe_name" not in strong
+
+
+def test_a_tuned_model_is_not_written_over_untuned(tmp_path):
+    (tmp_path / "config.json").write_text('{"tuning": {"method": "shrunk"}}')
+    options = parse("--source", "somewhere", "--output_dir", tmp_path)
+    with pytest.raises(UserError, match="is finished and tuned, and this would write it anew, untuned: pass --tune"):
+        train(*options)
