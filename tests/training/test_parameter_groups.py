@@ -191,7 +191,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_like_one_that_was_not(tmp_path):
     [
         ({"layer_decay": 0.0}, r"^layer_decay=0: use a number above 0, at most 1, such as 0\.75\.$"),
         ({"layer_decay": 1.1}, r"^layer_decay=1.1: use a number above 0"),
-        ({"layer_decay": 0.5, "frozen_epochs": 35}, r"^layer_decay is for the second phase, and there is none"),
+        ({"layer_decay": 0.5, "frozen_epochs": 4}, r"^layer_decay is for the second phase, and there is none"),
         ({"lr_scheduler_type": "cosine", "warmup_steps": 1.5}, r"^warmup_steps=1\.5: use a whole number, or a part"),
         ({"layer_decay": 0.5, "optim": "lomo"}, r"^layer_decay does not work with optim=lomo, which groups"),
         (
