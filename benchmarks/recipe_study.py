@@ -286,7 +286,7 @@ def run_all(
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half the width of its 95 % interval by Student's t."""
-    return mean(values), student.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def gains(found: Mapping[str, Mapping[int, Mapping]], name: str, kind: str) -> list[float]:
