@@ -12,7 +12,7 @@ weights (whoever fixes them has to choose them).
 
 The embedded dataset in its hard setting: long tails, wrong and forgotten labels, worn pictures; 500 artworks to train
 on. A small ViT is trained on other paintings first, so that there is something to fine-tune. On 2 cores, one run a
-core, the whole takes about 50 minutes. Started again, it goes on: runs that are done are not repeated.
+core, the whole takes about an hour. Started again, it goes on: runs that are done are not repeated.
 
     python benchmarks/recipe_study.py --out benchmarks/recipe_study.md --plot benchmarks/recipe_study.png
     python benchmarks/recipe_study.py configs/artgraph.yaml --source /data/artgraph --study_folder runs/study
