@@ -273,6 +273,7 @@ def test_a_bad_file_gives_a_message_and_the_page_goes_on(visit, pipe, tmp_path):
     page = visit()
     upload(page, picture_file(tmp_path))
     page.wait_for_selector("#answers .task")
+    page.wait_for_selector("#heat img")  # its map is there, and cannot come after what follows
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n<script>window.hacked=9</script>" * 9)
     page.click("[aria-label='Clear'], [aria-label='Remove Image']")
     page.wait_for_selector("#answers .task", state="detached")

@@ -109,7 +109,8 @@ def test_the_backbone_and_its_average_are_what_they_were_until_phase_heads_ends(
 
 def test_an_average_that_forgets_less_than_the_warm_up_is_that_of_the_warm_up(tmp_path):
     """(1 + t)/(10 + t) is below .999 for all steps of this run, whose average at step 1 is 2/11 of the start."""
-    run = Run(tmp_path, ema_decay=0.999, num_train_epochs=2, save_steps=1, load_best_model_at_end=False)
+    short = {"num_train_epochs": 2, "frozen_epochs": 0, "save_steps": 1, "load_best_model_at_end": False}
+    run = Run(tmp_path, ema_decay=0.999, **short)
     start, first = run.weights[0], run.weights[1]
     one = {name: 2 / 11 * start[name] + 9 / 11 * first[name] for name in start}
     assert_near(saved(tmp_path, 1), one)

@@ -232,7 +232,7 @@ def test_the_script_finds_what_training_found_on_two_processes(trained, tmp_path
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )
     assert out.count("average") == 1
-    assert max(map(len, out.splitlines())) <= 119
+    assert max(len(line) for line in out.splitlines() if "The tuned model is in" not in line) <= 119  # but for a path
     for task in ("tags", "media"):
         assert tuned_config(copy)["thresholds"][task] == pytest.approx(config["thresholds"][task], rel=1e-4)
     found = json.loads((copy / "results.json").read_text())
