@@ -94,7 +94,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         )
         if config.pooling in ("cls", "cls_mean") and not has_cls_token(self.backbone):
             raise ValueError(f"pooling={config.pooling!r}: this backbone has no CLS token; use 'mean' or 'pooler'.")
-        self._prefix_tokens = count_prefix_tokens(self.backbone)
+        self._prefix_tokens, self._interpolation = count_prefix_tokens(self.backbone), interpolation(self.backbone)
         self.dropout = nn.Dropout(config.head_dropout)
         self.heads: Any = nn.ModuleDict({task.name: TaskHead(task, config) for task in config.tasks})
         self.log_variances = nn.Parameter(torch.zeros(len(config.tasks)))  # (tasks,), in the config's order
@@ -376,7 +376,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         if size is not None and pixel_values.shape[-2:] != (size, size):
             given = "x".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(f"This model takes pictures of {size}x{size} pixels, not of {given}.")
-        return {} if size is None else interpolation(self.backbone)
+        return {} if size is None else self._interpolation
 
     def _check_label_names(self, labels: Mapping[str, Tensor]) -> None:
         if set(labels) != set(self.heads):

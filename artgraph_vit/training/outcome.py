@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data import ArtGraphCollator, known_row_count
+from ..data import known_row_count
 from ..data.arguments import DataArguments
 from ..metrics import majority_metrics
 from ..reporting.card import CardOptions, write_card
@@ -24,6 +24,7 @@ from ..reporting.figures import draw_confusions, draw_figures
 from ..reporting.results import split_metrics, write_labels, write_results
 from ..tasks import Task
 from .arguments import ModelArguments
+from .imbalance import label_batches
 from .recipe import departures, portable, recipe_of
 from .setup import label_priors
 from .trainer import ArtGraphTrainer
@@ -71,19 +72,17 @@ def collect_results(
     Raises:
         RuntimeError: if the metrics do not stem from all rows of the split, each once.
     """
-    rows = splits[split].with_format(None).select_columns([task.name for task in tasks])
-    collator = ArtGraphCollator(tasks)
-    starts = range(0, len(rows), 512)
-    label_batches = (collator.labels([rows[i] for i in range(at, min(at + 512, len(rows)))]) for at in starts)
     sorted_metrics = split_metrics(dict(metrics), split, [task.name for task in tasks])
     counted = {task.name: known_row_count(splits[split], task) for task in tasks}
     if sorted_metrics["known_rows"] != counted:
         raise RuntimeError(f"Evaluated {sorted_metrics['known_rows']} known rows of {counted} in the split {split!r}.")
     return {
         "split": split,
-        "rows": len(rows),
+        "rows": len(splits[split]),
         **sorted_metrics,
-        "majority_metrics": majority_metrics(tasks, label_priors(splits["train"], tasks), label_batches),
+        "majority_metrics": majority_metrics(
+            tasks, label_priors(splits["train"], tasks), label_batches(splits[split], tasks)
+        ),
         "frozen_metrics": None,
         "seed": seed,
         "recipe": dict(recipe),

@@ -74,9 +74,9 @@ class RunRecord(TrainerCallback, ExportableState):
                 f"{checkpoint} was made on {saved.train_rows} train artworks, and this run has {self.train_rows}: "
                 "resume with the same data, or start anew in another output_dir."
             )
-        recipe = self.recipe or {}
+        recipe, defaults = self.recipe or {}, source_recipe()
         # An option that did not exist when the checkpoint was written had what is its default now.
-        saved_recipe = {**{name: source_recipe().get(name) for name in recipe}, **(saved.recipe or {})}
+        saved_recipe = {**{name: defaults.get(name) for name in recipe}, **(saved.recipe or {})}
         differing = [name for name in {**saved_recipe, **recipe} if saved_recipe.get(name) != recipe.get(name)]
         if differing:
             made = ", ".join(f"{name}={saved_recipe.get(name)}" for name in differing)
