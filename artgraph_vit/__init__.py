@@ -3,11 +3,11 @@
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_artgraph_vit import ArtGraphViTConfig
-from .modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
-from .museum_label import describe
-from .pipeline_artgraph_vit import PIPELINE_TASK, ArtGraphPipeline
-from .tasks import ARTGRAPH_TASKS, Task
+from .model.configuration_artgraph_vit import ArtGraphViTConfig
+from .model.modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
+from .model.museum_label import describe
+from .model.pipeline_artgraph_vit import PIPELINE_TASK, ArtGraphPipeline
+from .model.tasks import ARTGRAPH_TASKS, Task
 
 __version__ = "0.1.0"
 __all__ = [

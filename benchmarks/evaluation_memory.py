@@ -66,7 +66,7 @@ def metrics(rows: int) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscore_support
     from workload import make_tasks, now
 
-    from artgraph_vit.metrics import MultiTaskMetrics
+    from artgraph_vit.evaluation.metrics import MultiTaskMetrics
 
     for _ in logit_batches(8 * BATCH):  # memory of which every case needs some
         pass

@@ -36,10 +36,10 @@ from workload import RandomRows
 
 from artgraph_vit import Task
 from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.model.tasks import SINGLE_LABEL
 from artgraph_vit.preparing import prepare_dataset
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
 from artgraph_vit.preparing.encoding import PictureEncoder
-from artgraph_vit.tasks import SINGLE_LABEL
 
 BATCH = 32
 TASK = Task("genre", SINGLE_LABEL, ("landscape", "portrait"))

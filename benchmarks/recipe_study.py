@@ -43,11 +43,11 @@ from scipy.stats import t as student
 from transformers import AutoImageProcessor, HfArgumentParser
 
 from artgraph_vit import ArtGraphViTForImageClassification
-from artgraph_vit.data.arguments import DataArguments
-from artgraph_vit.data.synthetic import paint_artgraph
+from artgraph_vit.data.demo import paint_artgraph
+from artgraph_vit.data.options import DataArguments
 from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.files import written_whole
-from artgraph_vit.reporting.card import CardOptions
+from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.run import train as run

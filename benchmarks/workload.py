@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, ViTConfig, ViTImageProcessorP
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
 from artgraph_vit.data import ArtGraphCollator, with_pixels
-from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL
+from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer
 

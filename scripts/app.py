@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.pipeline_artgraph_vit import PIPELINE_TASK
-from artgraph_vit.training.setup import load_checkpoint
+from artgraph_vit.model.pipeline_artgraph_vit import PIPELINE_TASK
+from artgraph_vit.training.build import load_checkpoint
 
 DEMO = "runs/demo"
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860, help="port to bind, by default 7860")
     args = parser.parse_args()
     try:
-        from artgraph_vit.app import serve
+        from artgraph_vit.serving.page import serve
     except ImportError as error:
         raise UserError("The page needs Gradio: pip install 'artgraph_vit[app]'.") from error
     if args.model == DEMO and not Path(DEMO, "config.json").is_file():
@@ -39,7 +39,7 @@ def main() -> None:
     pipe = ArtGraphPipeline(model, image_processor, task=PIPELINE_TASK)
     index = None
     if args.index:
-        from artgraph_vit.search import EmbeddingIndex  # here, since it needs FAISS
+        from artgraph_vit.serving.search import EmbeddingIndex  # here, since it needs FAISS
 
         index = EmbeddingIndex.load(args.index, pipe)
     serve(pipe, index, host=args.host, port=args.port)

@@ -18,16 +18,16 @@ import datasets
 from transformers.utils import logging
 
 from artgraph_vit.data import ArtGraphCollator
-from artgraph_vit.data.arguments import DataArguments
+from artgraph_vit.data.options import DataArguments
 from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.reporting.bootstrap import FEWEST, intervals_table, macro_f1_comparison, macro_f1_intervals
-from artgraph_vit.reporting.card import CardOptions
-from artgraph_vit.reporting.figures import draw_confusions
-from artgraph_vit.reporting.results import results_table, write_labels, write_results
+from artgraph_vit.evaluation.figures import draw_confusions
+from artgraph_vit.evaluation.intervals import FEWEST, intervals_table, macro_f1_comparison, macro_f1_intervals
+from artgraph_vit.evaluation.results import results_table, write_labels, write_results
+from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
+from artgraph_vit.training.build import load_checkpoint, load_pictures, load_splits
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import collect_results
-from artgraph_vit.training.setup import load_checkpoint, load_pictures, load_splits
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 

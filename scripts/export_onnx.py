@@ -21,14 +21,14 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from artgraph_vit.data import PictureTransform, PixelNormalizer
-from artgraph_vit.data.synthetic import paint_artwork
+from artgraph_vit.data.demo import paint_artwork
 from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.exporting.onnx import ExportedFile, export_onnx, refuse_output, require_onnx
-from artgraph_vit.museum_label import listed
-from artgraph_vit.pipeline_artgraph_vit import pictures_in_folder
-from artgraph_vit.tasks import Task
+from artgraph_vit.model.museum_label import listed
+from artgraph_vit.model.pipeline_artgraph_vit import pictures_in_folder
+from artgraph_vit.model.tasks import Task
+from artgraph_vit.serving.onnx import ExportedFile, export_onnx, refuse_output, require_onnx
+from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.setup import load_checkpoint
 
 PICTURES = 48  # to check on
 BATCH_SIZES = (1, 3, 8)

@@ -18,11 +18,12 @@ from transformers.utils import logging
 
 from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.data import PictureTransform
-from artgraph_vit.data.arguments import choice
+from artgraph_vit.data.options import choice
 from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.predicting import open_pictures, predict_pictures
+from artgraph_vit.serving.predict import predict_pictures
+from artgraph_vit.serving.source import open_pictures
+from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.setup import load_checkpoint
 
 
 @dataclass

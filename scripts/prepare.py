@@ -13,15 +13,15 @@ from typing import ClassVar
 
 import datasets
 
-from artgraph_vit.data.arguments import DataArguments, choice, read_artworks
+from artgraph_vit.data.options import DataArguments, choice, read_artworks
 from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.preparing import prepare_dataset
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
 from artgraph_vit.preparing.encoding import PictureEncoder
-from artgraph_vit.preparing.push import push_dataset
+from artgraph_vit.publishing.push_dataset import push_dataset
 from artgraph_vit.training.arguments import ModelArguments
+from artgraph_vit.training.build import load_image_processor
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.setup import load_image_processor
 
 
 @dataclass

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from artgraph_vit.errors import run_script
-from artgraph_vit.reporting.push import dry_run, push_run
+from artgraph_vit.publishing.push import dry_run, push_run
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from artgraph_vit import ArtGraphPipeline, describe
 from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.search import EmbeddingIndex
+from artgraph_vit.serving.search import EmbeddingIndex
+from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.setup import load_checkpoint
 
 
 @dataclass

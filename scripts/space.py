@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write, which must not hold anything yet")
     args = parser.parse_args()
     try:
-        from artgraph_vit.app.space import write_space
+        from artgraph_vit.serving.space import write_space
     except ImportError as error:
         raise UserError("A Space needs Gradio: pip install 'artgraph_vit[app]'.") from error
     write_space(args.model, args.out)

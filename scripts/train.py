@@ -9,10 +9,10 @@ results, its figures and a model card.
 
 from pathlib import Path
 
-from artgraph_vit.data.arguments import DataArguments
+from artgraph_vit.data.options import DataArguments
 from artgraph_vit.errors import run_script
-from artgraph_vit.reporting.card import CardOptions
-from artgraph_vit.reporting.results import results_table
+from artgraph_vit.evaluation.results import results_table
+from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.run import train

@@ -15,13 +15,14 @@ import datasets
 from transformers.utils import logging
 
 from artgraph_vit.data import ArtGraphCollator
-from artgraph_vit.data.arguments import DataArguments, choice
+from artgraph_vit.data.options import DataArguments, choice
 from artgraph_vit.errors import run_script
-from artgraph_vit.reporting.card import CardOptions
-from artgraph_vit.reporting.tuning import tuning_table
+from artgraph_vit.evaluation.thresholds import METHODS, SHRUNK
+from artgraph_vit.evaluation.tuning_table import tuning_table
+from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
+from artgraph_vit.training.build import load_checkpoint, load_pictures, load_splits
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.setup import load_checkpoint, load_pictures, load_splits
 from artgraph_vit.training.trainer import ArtGraphTrainer
 from artgraph_vit.training.tuning import (
     folder_to_tune,
@@ -31,7 +32,6 @@ from artgraph_vit.training.tuning import (
     update_results,
     write_tuned_config,
 )
-from artgraph_vit.tuning.thresholds import METHODS, SHRUNK
 
 
 @dataclass

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import ViTConfig
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
-from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL
+from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 
 TINY = {
     "hidden_size": 16,

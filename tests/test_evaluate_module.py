@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artgraph_vit import Task
-from artgraph_vit.metrics import MultiTaskMetrics
+from artgraph_vit.evaluation.metrics import MultiTaskMetrics
 
 MODULE = Path(__file__).parents[1] / "metrics" / "artgraph_vit_metrics"
 

@@ -12,16 +12,13 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor
 
 from artgraph_vit.data import DataError, vocabulary
-from artgraph_vit.data.arguments import DataArguments, read_artworks
+from artgraph_vit.data.demo import paint_artgraph
+from artgraph_vit.data.options import DataArguments, read_artworks
 from artgraph_vit.data.sources import rows
-from artgraph_vit.data.synthetic import paint_artgraph
 from artgraph_vit.errors import UserError
-
-from .data.sources.bolt_server import BoltServer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NODES = {"artist": "artist", "style": "style", "genre": "genre", "tags": "tag", "media": "media"}
-NEO4J = {"artist": "createdBy", "style": "hasStyle", "genre": "hasGenre", "tags": "about", "media": "madeOf"}
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -174,20 +171,6 @@ def as_exact(folder, records, painted, backbone):
     return folder.parent / "exact", ("--min_count", "1000000")
 
 
-@pytest.fixture
-def neo4j(records, monkeypatch):
-    monkeypatch.setenv("NEO4J_USERNAME", "neo4j")
-    monkeypatch.setenv("NEO4J_PASSWORD", "secret")
-    query = "MATCH (artwork:Artwork) RETURN artwork.name AS artwork"
-    answers = {query: (["artwork"], [[row["image"]] for row in records])}
-    edge = "MATCH (artwork:Artwork)-[:{}]->(label:{}) RETURN artwork.name AS artwork, label.name AS label"
-    for task, relation in NEO4J.items():
-        edges = [[row["image"], label] for row in records for label in row[task]]
-        answers[edge.format(relation, NODES[task].capitalize())] = (["artwork", "label"], edges)
-    with BoltServer(answers) as server:
-        yield server
-
-
 FORMS = [
     *(as_artgraph_csv, as_artgraph_raw, as_artseek, as_picture_folder_csv, as_picture_folder_jsonl, as_parquet),
     *(as_prepared, as_exact),
@@ -218,12 +201,6 @@ def test_training_on_each_form_knows_the_same_labels(form, folder, records, pain
         known = [row for row in expected["test"] if (kept & set(row[task])) or (task == "artist" and row[task])]
         assert results["known_rows"][task] == len(known)
     assert 0 <= results["metrics"]["avg_macro_f1"] <= 1
-
-
-def test_training_from_a_neo4j_server(neo4j, records, painted, backbone, tmp_path):
-    results = train(f"bolt://{neo4j.address}", tmp_path / "run", backbone, "--image_folder", painted / "images")
-    assert results["rows"] == 15
-    assert results["known_rows"]["genre"] == 15
 
 
 def test_a_head_without_labels_is_kept_if_asked_for(folder, records, painted, backbone, tmp_path):

@@ -1,6 +1,6 @@
 """From a source of artworks to batches: sources -> vocabulary -> splits -> pictures -> batches."""
 
-from ..pictures import read_picture
+from ..model.pictures import read_picture
 from .augmentation import Augmentation
 from .bad_pictures import find_bad_pictures, leave_out
 from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..pictures import BadPictureError, read_picture
+from ..model.pictures import BadPictureError, read_picture
 from .sources import DataError
 from .workers import end_with_parent
 

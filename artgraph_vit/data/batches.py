@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
-from ..pictures import decoding_side, read_picture
-from ..tasks import UNKNOWN, Task
+from ..model.pictures import decoding_side, read_picture
+from ..model.tasks import UNKNOWN, Task
 from .augmentation import Augmentation
 from .exact import exact_mark, exact_pixels
 from .streaming import StreamedArtworks

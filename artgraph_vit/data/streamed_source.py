@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, load_dataset
 
-from ..tasks import Task
+from ..model.tasks import Task
 from .batches import PictureTransform
 from .sources import DataError
 from .sources.prepared import is_prepared, with_kept_vocabulary

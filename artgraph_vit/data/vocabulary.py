@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
 from transformers.utils import logging
 
-from ..tasks import OTHER, Task
+from ..model.tasks import OTHER, Task
 from .sources import DataError
 
 logger = logging.get_logger(__name__)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..data.splits import divide_by_split
 from ..data.vocabulary import known_row_count, label_counts
-from ..tasks import Task
+from ..model.tasks import Task
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 SHOWN_LABELS = 40

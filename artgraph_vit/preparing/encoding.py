@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor
 
 from ..data.batches import PictureTransform, size_to_decode
 from ..data.exact import encode_exact, exact_mark
-from ..pictures import BadPictureError, read_picture
+from ..model.pictures import BadPictureError, read_picture
 
 THUMBNAIL = (17, 16)  # width, height: 16 steps a line for 16 lines (duplicates.py)
 

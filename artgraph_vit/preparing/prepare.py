@@ -22,7 +22,7 @@ from ..data.sources.prepared import UNFINISHED, write_vocabulary
 from ..data.splits import SHARES
 from ..errors import UserError
 from ..files import alone_in, named_errors, written_whole
-from ..tasks import Task
+from ..model.tasks import Task
 from .dataset_card import DatasetCardOptions, write_dataset_card
 from .duplicates import exact_duplicates, near_duplicates
 from .encoding import PictureEncoder

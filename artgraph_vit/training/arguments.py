@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import strtobool
 
-from ..configuration_artgraph_vit import MULTILABEL_LOSSES, MULTILABEL_REDUCTIONS
-from ..data.arguments import choice
+from ..data.options import choice
 from ..errors import UserError
-from ..task_weighting import LEARNING_RULES, RULES
+from ..model.configuration_artgraph_vit import MULTILABEL_LOSSES, MULTILABEL_REDUCTIONS
+from ..model.task_weighting import LEARNING_RULES, RULES
+from .class_statistics import CLASS_WEIGHTS
 from .deepspeed_config import follow_arguments, refuse_other_than_zero2
-from .imbalance import CLASS_WEIGHTS
 
 
 @dataclass

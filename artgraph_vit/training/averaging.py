@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .arguments import ArtGraphTrainingArguments
 from .engines import is_sharded, reshard, whole
 from .multitask import MultiTaskTrainer

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ..data.batches import PictureTransform, picture_transform
 from ..errors import UserError
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .engines import whole
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..errors import UserError
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
 
 
 class _Answer:

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
-from ..limits import refuse_absurd_processor
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.limits import refuse_absurd_processor
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 
 
 def refuse_unfit_size(image_size: int, backbone_config: Any) -> None:

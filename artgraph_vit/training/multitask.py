@@ -24,10 +24,10 @@ from ..data import ArtGraphCollator, PixelNormalizer
 from ..data.mixing import Mixing, targets_of
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
-from ..metrics import MultiTaskMetrics, kinds_of
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..task_weighting import join_task_losses
-from ..tasks import UNKNOWN
+from ..evaluation.metrics import MultiTaskMetrics, kinds_of
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.task_weighting import join_task_losses
+from ..model.tasks import UNKNOWN
 from .arguments import ArtGraphTrainingArguments
 from .engines import whole
 from .finite import FiniteLossCheck

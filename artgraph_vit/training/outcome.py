@@ -17,16 +17,16 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..data import known_row_count
-from ..data.arguments import DataArguments
-from ..metrics import majority_metrics
-from ..reporting.card import CardOptions, write_card
-from ..reporting.figures import draw_confusions, draw_figures
-from ..reporting.results import split_metrics, write_labels, write_results
-from ..tasks import Task
+from ..data.options import DataArguments
+from ..evaluation.figures import draw_confusions, draw_figures
+from ..evaluation.metrics import majority_metrics
+from ..evaluation.results import split_metrics, write_labels, write_results
+from ..model.tasks import Task
+from ..publishing.card import CardOptions, write_card
 from .arguments import ModelArguments
-from .imbalance import label_batches
+from .build import label_priors
+from .class_statistics import label_batches
 from .recipe import departures, portable, recipe_of
-from .setup import label_priors
 from .trainer import ArtGraphTrainer
 from .tuning import tune, tuning_results
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from .arguments import ArtGraphTrainingArguments, ModelArguments
 
 # What a recipe is applied to, rather than a part of it.

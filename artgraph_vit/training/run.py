@@ -11,14 +11,14 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..data import ArtGraphCollator
-from ..data.arguments import DataArguments
+from ..data.options import DataArguments
 from ..errors import UserError
-from ..reporting.card import CardOptions
+from ..publishing.card import CardOptions
 from .arguments import ArtGraphTrainingArguments, ModelArguments
+from .build import build_model, load_image_processor, load_pictures, load_splits
 from .checkpoints import checkpoint_to_resume
 from .outcome import FrozenPhaseTest, finish_run
 from .recipe import recipe_of
-from .setup import build_model, load_image_processor, load_pictures, load_splits
 from .trainer import ArtGraphTrainer
 from .tuning import refuse_to_adjust_twice
 

@@ -29,12 +29,12 @@ from transformers.utils import logging
 from ..data.batches import augmentation_of
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .arguments import ArtGraphTrainingArguments
 from .averaging import AveragingTrainer
 from .checkpoints import checkpoint_to_resume, damage, refuse_full_disk, saving, seal
 from .features import FeatureRows, frozen_features
-from .parameter_groups import layer_scales, parameter_groups
+from .layer_decay import layer_scales, parameter_groups
 from .record import RunRecord
 
 logger = logging.get_logger(__name__)

@@ -15,19 +15,19 @@ from datasets import DatasetDict
 from torch import Tensor
 from transformers.utils import logging
 
-from ..configuration_artgraph_vit import ArtGraphViTConfig
 from ..data import known_row_count, label_counts
 from ..errors import UserError
+from ..evaluation.choose import TUNED, KeptScores, Scores, choose, measure
+from ..evaluation.figures import draw_confusions
+from ..evaluation.results import split_metrics, write_labels, write_results
+from ..evaluation.thresholds import SHRUNK
 from ..files import written_whole
-from ..modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..reporting.card import CardOptions, write_card
-from ..reporting.figures import draw_confusions
-from ..reporting.results import split_metrics, write_labels, write_results
-from ..tasks import Task
-from ..tuning.choose import TUNED, KeptScores, Scores, choose, measure
-from ..tuning.thresholds import SHRUNK
+from ..model.configuration_artgraph_vit import ArtGraphViTConfig
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.tasks import Task
+from ..publishing.card import CardOptions, write_card
 from .checkpoints import SEAL
-from .imbalance import log_prior
+from .class_statistics import log_prior
 from .recipe import departures
 from .trainer import ArtGraphTrainer
 

@@ -1,7 +1,7 @@
 """The metrics of artgraph_vit as an `evaluate` module: accuracies or Hamming loss, macro precision, recall and F1.
 
-Nothing is computed here: the values are those of `artgraph_vit.metrics.MultiTaskMetrics`. Keep one import a line,
-because `evaluate` reads the imports of this file as text.
+Nothing is computed here: the values are those of `artgraph_vit.evaluation.metrics.MultiTaskMetrics`. Keep one import
+a line, because `evaluate` reads the imports of this file as text.
 """
 
 import datasets
@@ -9,8 +9,8 @@ import evaluate
 import torch
 
 from artgraph_vit import Task
-from artgraph_vit.metrics import MultiTaskMetrics
-from artgraph_vit.tasks import UNKNOWN
+from artgraph_vit.evaluation.metrics import MultiTaskMetrics
+from artgraph_vit.model.tasks import UNKNOWN
 
 _DESCRIPTION = """
 Metrics of a model that predicts several things of one artwork, such as its artist, style, genre, tags and media.

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from artgraph_vit.data import read_picture
-from artgraph_vit.pictures import BadPictureError
+from artgraph_vit.model.pictures import BadPictureError
 
 FILES_A_SEED = 500
 SECONDS_A_FILE = 20

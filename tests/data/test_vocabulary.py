@@ -7,7 +7,7 @@ from datasets import Image as ImageFeature
 
 from artgraph_vit import Task
 from artgraph_vit.data import DataError, build_vocabulary, encode_labels, known_row_count, label_counts
-from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL
+from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 
 ARTIST = Task("artist", SINGLE_LABEL, rare="other")
 STYLE = Task("style", SINGLE_LABEL)

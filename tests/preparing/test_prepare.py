@@ -19,8 +19,8 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from artgraph_vit.data import DataError, PictureTransform
-from artgraph_vit.data.arguments import DataArguments, read_artworks
 from artgraph_vit.data.bad_pictures import DEADLY
+from artgraph_vit.data.options import DataArguments, read_artworks
 from artgraph_vit.errors import UserError
 from artgraph_vit.preparing import prepare_dataset, shards
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
@@ -421,7 +421,7 @@ def test_a_pushed_dataset_is_read_from_the_hub_with_its_vocabulary(source, tmp_p
         files = server.files("datasets", "tester/artworks", "main")
         assert len([name for name in files if name.startswith("data/")]) == 3
         code = (
-            "from artgraph_vit.data.arguments import DataArguments, read_artworks\n"
+            "from artgraph_vit.data.options import DataArguments, read_artworks\n"
             "rows, tasks = read_artworks(DataArguments('tester/artworks', min_count=10_000))\n"
             "print(len(rows), *[len(task.labels) for task in tasks], sorted(rows['name'])[0])"
         )

@@ -25,7 +25,7 @@ from tiny import TASKS, KillAt, image_processor, tiny_model
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.batches import PictureTransform
 from artgraph_vit.data.streaming import StreamedArtworks
-from artgraph_vit.tasks import UNKNOWN
+from artgraph_vit.model.tasks import UNKNOWN
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer
 

@@ -14,9 +14,9 @@ from transformers import EarlyStoppingCallback
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
+from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.checkpoints import checkpoint_to_resume, damage, saving, seal
 from artgraph_vit.training.record import RunRecord
-from artgraph_vit.training.setup import load_checkpoint
 
 from .processes import run_tiny
 from .tiny import RandomArtworks, tiny_trainer

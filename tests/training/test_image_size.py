@@ -24,8 +24,8 @@ from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator, PixelNormalizer
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ModelArguments
+from artgraph_vit.training.build import build_model, load_checkpoint, load_image_processor
 from artgraph_vit.training.image_size import refuse_fixed_size, with_image_size
-from artgraph_vit.training.setup import build_model, load_checkpoint, load_image_processor
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 from .tiny import EVAL_ROWS, TASKS, TRAIN_ROWS, artworks, tiny_model, tiny_trainer

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from artgraph_vit.data.arguments import DataArguments
+from artgraph_vit.data.options import DataArguments
 from artgraph_vit.errors import UserError
-from artgraph_vit.reporting.card import CardOptions
+from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.recipe import departures, recipe_of

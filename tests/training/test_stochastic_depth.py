@@ -12,7 +12,7 @@ from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.arguments import ModelArguments
-from artgraph_vit.training.setup import build_model, load_image_processor
+from artgraph_vit.training.build import build_model, load_image_processor
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 from .test_kill import assert_close

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from artgraph_vit.data import ArtGraphCollator, DataError
 from artgraph_vit.data.streaming import StreamedArtworks
-from artgraph_vit.tasks import UNKNOWN
+from artgraph_vit.model.tasks import UNKNOWN
 
 from .processes import run_tiny
 from .streaming_run import (

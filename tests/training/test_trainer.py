@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.errors import UserError
-from artgraph_vit.tasks import UNKNOWN
+from artgraph_vit.model.tasks import UNKNOWN
 from artgraph_vit.training.checkpoints import seal
 
 from .processes import final_weights, run_tiny

@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers.utils import logging
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .files import PictureFolder, not_utf8, read_split_files
 from .rows import ArtworkTable, DataError, ReadingOptions, rows_of_table, split_name
 

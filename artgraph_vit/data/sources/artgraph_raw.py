@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .artgraph_csv import csv_lines
 from .graph import RELATIONS, Relation, rows_of_graph
 from .rows import DataError, ReadingOptions

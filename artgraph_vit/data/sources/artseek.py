@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .files import PictureFolder, json_value, read_text
 from .graph import RELATIONS
 from .rows import SPLIT_NAMES, ArtworkTable, DataError, ReadingOptions, rows_of_table

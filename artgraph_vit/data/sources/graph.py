@@ -1,6 +1,6 @@
 """ArtGraph as a graph: artworks, and edges from them to the nodes that are their labels.
 
-Two forms of it are read: the files that its exporter writes (artgraph_raw.py) and a Neo4j server (neo4j_graph.py).
+Read from the files that its exporter writes (artgraph_raw.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .artgraph_csv import in_a_split
 from .files import PictureFolder, read_split_files
 from .rows import ArtworkTable, DataError, ReadingOptions, rows_of_table

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeList, List, Value, concatenate_datasets
 
-from ...tasks import MULTI_LABEL, Task
+from ...model.tasks import MULTI_LABEL, Task
 from .files import picture_inside
 from .rows import (
     SPLIT_NAMES,

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from datasets import Dataset, load_from_disk
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .artgraph_csv import ARTGRAPH_CSV, read_artgraph_csv
 from .artgraph_raw import is_artgraph_raw, read_artgraph_raw
 from .artseek import is_artseek, read_artseek
 from .files import is_address
 from .hub import read_datasets
 from .loaded import read_with_load_dataset
-from .neo4j_graph import is_neo4j, read_neo4j
 from .picture_folder import metadata_files, read_picture_folder
 from .prepared import UNFINISHED
 from .rows import DataError, ReadingOptions
@@ -39,8 +38,7 @@ def load_artworks(
     Args:
         source (`str` or `Path`): a folder in one of these forms, which its files tell apart: ArtGraph's csv export,
             ArtGraph's raw form, ArtSeek's JSON form, pictures with a metadata file, a dataset that scripts/prepare.py
-            made, one written by `datasets`' `save_to_disk`; the address of a Neo4j server that holds ArtGraph
-            (`neo4j://` or `bolt://`); or whatever `datasets.load_dataset` takes, such as a Hub id.
+            made, one written by `datasets`' `save_to_disk`; or whatever `datasets.load_dataset` takes, as a Hub id.
         tasks (`Sequence[str | Task]`, *optional*): the tasks to read; by default those of ArtGraph's five that are
             there. A [`Task`] says itself of what type it is.
         columns (`Mapping[str, str]`, *optional*): the column of a task, where it is not called like the task.
@@ -76,8 +74,6 @@ def load_artworks(
     images = Path(image_folder).expanduser() if image_folder is not None else None
     if images is not None and not images.is_dir():
         raise DataError(f"There is no folder {str(images)!r}, which image_folder names: correct it.")
-    if is_neo4j(str(source)):
-        return read_neo4j(str(source), options, images)
     folder = Path(source).expanduser()
     is_there = _exists(folder)
     if not is_there and str(source).startswith((".", "/", "~")):

@@ -15,7 +15,7 @@ import huggingface_hub
 import yaml
 from datasets import Dataset
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .files import read_text
 from .hub import read_datasets
 from .prepared import with_kept_vocabulary

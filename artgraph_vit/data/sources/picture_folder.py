@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet
 from datasets import Dataset
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .artgraph_csv import read_csv
 from .files import PictureFolder, is_address, json_value, lines_of
 from .rows import SPLIT_NAMES, ArtworkTable, DataError, ReadingOptions, rows_of_table, split_name

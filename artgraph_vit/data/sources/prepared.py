@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging
 
-from ...tasks import Task
+from ...model.tasks import Task
 from .files import json_value, read_text
 from .rows import DataError, ReadingOptions
 

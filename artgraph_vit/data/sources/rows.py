@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Image, List, Value
 from transformers.utils import logging
 
 from ...errors import UserError
-from ...tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
+from ...model.tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
 
 logger = logging.get_logger(__name__)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from artgraph_vit.data import DataError, load_artworks, read_picture, split_artworks
-from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL, Task
+from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 
 HEADER = "image,artist,style,genre,tags,media\n"
 

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Value
 
 from artgraph_vit.data import build_vocabulary, encode_labels
 from artgraph_vit.data.vocabulary import label_counts
-from artgraph_vit.tasks import ARTGRAPH_TASKS
+from artgraph_vit.model.tasks import ARTGRAPH_TASKS
 
 ROWS, ARTISTS, FREQUENT, MOST = 116_475, 2_501, 242, 1_886
 RARE_ROWS = 54_627  # 46.9 %

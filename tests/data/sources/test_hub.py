@@ -17,7 +17,7 @@ from PIL import Image
 from artgraph_vit.data import DataError, load_artworks, read_picture, split_artworks
 from artgraph_vit.data.sources.hub import read_datasets
 from artgraph_vit.data.sources.rows import ReadingOptions
-from artgraph_vit.tasks import SINGLE_LABEL, Task
+from artgraph_vit.model.tasks import SINGLE_LABEL, Task
 
 
 def hub_dataset(rows: int = 6, **columns) -> Dataset:

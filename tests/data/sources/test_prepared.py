@@ -9,7 +9,7 @@ from PIL import Image
 
 from artgraph_vit.data import DataError, build_vocabulary, load_artworks
 from artgraph_vit.data.sources.prepared import VOCABULARY, is_prepared, write_vocabulary
-from artgraph_vit.tasks import MULTI_LABEL, SINGLE_LABEL, Task
+from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 
 ARTIST = Task("artist", SINGLE_LABEL, ("ada", "other", "zoë"), rare="other")
 TAGS = Task("tags", MULTI_LABEL, ("Tree", "静物"), rare="drop")

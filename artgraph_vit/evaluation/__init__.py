@@ -1,0 +1,1 @@
+"""What a model is worth: metrics, tuned decisions, results, figures and intervals."""

@@ -1,0 +1,276 @@
+"""Streaming metrics: counters that are fed batch after batch, and equal scikit-learn's values on all of them.
+
+Memory grows with the number of labels, not of artworks. Names are those of the source document, `artist_macro_f1`
+and so on; `avg_macro_f1` is the plain mean over the tasks. Only known rows count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.decisions import THRESHOLD, predicted_labels
+from ..model.tasks import UNKNOWN, Task
+
+# What is measured of a task, as in `artist_macro_f1`.
+SHARES = ("precision", "recall", "f1")
+MACRO_KINDS = tuple(f"macro_{share}" for share in SHARES)
+SINGLE_LABEL_KINDS = ("accuracy", "balanced_accuracy", "top5_accuracy", *MACRO_KINDS)
+MULTI_LABEL_KINDS = ("hamming_loss", "micro_f1", "mean_average_precision", *MACRO_KINDS)
+TOP = 5
+CONFUSION_LABELS = 50  # the most that a picture of the confusions can show
+BINS_A_LOGIT, LARGEST_LOGIT = 100, 20
+BINS = 2 * LARGEST_LOGIT * BINS_A_LOGIT
+
+
+class MultiTaskMetrics:
+    """Accuracies, or Hamming loss and average precision, and macro precision, recall and F1 of each task.
+
+    Args:
+        tasks (`Sequence[Task]`): with their labels.
+        thresholds (`Mapping[str, float | Sequence[float]]`, *optional*): of multi-label tasks; 0.5 where absent.
+        keep_rows (`bool`, *optional*, defaults to `False`): keep what was predicted and actual in each row, one byte
+            a label each, for [`rows`]: then memory does grow with the number of artworks.
+
+    With `T` for true positives, `P` for predicted and `A` for actual positives of a label, precision is T/P, recall
+    T/A and F1 2T/(P+A), each 0 where its divisor is 0. A macro value is the mean over the labels of a multi-label
+    task, and over the labels that are actual or predicted somewhere for a single-label task (scikit-learn's choice).
+    Balanced accuracy is the mean recall over the labels that are actual somewhere; micro F1 is that of the sums of T,
+    P and A over the labels. Among equal scores the first label counts as the better one, in top-5 accuracy too.
+
+    Mean average precision is made of two histograms of the logit a label, of its positives and its negatives, with
+    bins of 0.01 from -20 to 20. What falls into one bin, beyond the ends into the last one, counts as tied, and ties
+    as scikit-learn counts them: each of them at the precision that all of them together reach. Labels without a
+    positive are left out of the mean.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        thresholds: Mapping[str, float | Sequence[float]] | None = None,
+        keep_rows: bool = False,
+    ):
+        self.tasks = list(tasks)
+        self.thresholds = dict(thresholds or {})
+        self.keep_rows = keep_rows
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = {task.name: torch.zeros(3, task.num_labels, dtype=torch.int64) for task in self.tasks}
+        self._entries = dict.fromkeys(self._counts, torch.zeros((), dtype=torch.int64))
+        self._rows = dict.fromkeys(self._counts, torch.zeros((), dtype=torch.int64))
+        # Of the scores: a histogram (negative or positive, C, BINS), or how many rows have their label among the best.
+        self._scored = {
+            task.name: torch.zeros((2, task.num_labels, BINS) if task.is_multi_label else (), dtype=torch.int32)
+            for task in self.tasks
+        }
+        self._without_scores: set[str] = set()
+        self._confusions = {
+            task.name: torch.zeros(task.num_labels, task.num_labels, dtype=torch.int64)
+            for task in self.tasks
+            if not task.is_multi_label and task.num_labels <= CONFUSION_LABELS
+        }
+        self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {task.name: [] for task in self.tasks}
+
+    def update(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
+        """Adds a batch.
+
+        Args:
+            logits (`dict[str, FloatTensor]` of shape `(B, C)`): one that is not a number is the lowest.
+            labels (`dict[str, Tensor]`): int64 `(B,)` or float `(B, C)`, -100 where unknown.
+        """
+        for task in self.tasks:
+            scores, actual = logits[task.name], labels[task.name]
+            predicted = predicted_labels(scores, task, self.thresholds.get(task.name, THRESHOLD))  # (B, C)
+            self._add_decisions(task, predicted, actual)
+            self._add_scores(task, scores, actual)
+
+    def update_predictions(self, task: Task, predicted: Tensor, labels: Tensor) -> None:
+        """Adds a batch of one task, given what was predicted: bool `(B, C)`.
+
+        Scores are not known then, so the task will have neither top-5 accuracy nor mean average precision.
+        """
+        self._without_scores.add(task.name)
+        self._add_decisions(task, predicted, labels)
+
+    def _add_decisions(self, task: Task, predicted: Tensor, labels: Tensor) -> None:
+        is_known = labels != UNKNOWN  # (B,) or (B, C)
+        if task.is_multi_label:
+            actual = labels > 0.5
+        else:
+            is_known = is_known[:, None].expand_as(predicted)
+            actual = torch.zeros_like(predicted).scatter_(1, labels.clamp(min=0)[:, None], True)
+        predicted, actual = predicted & is_known, actual & is_known
+        counts = torch.stack([(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)])  # (3, C)
+        self._counts[task.name] = self._counts[task.name].to(counts.device) + counts
+        self._entries[task.name] = self._entries[task.name].to(counts.device) + is_known.sum()
+        self._rows[task.name] = self._rows[task.name].to(counts.device) + is_known.any(-1).sum()
+        if task.name in self._confusions:
+            pairs = actual.float().T @ predicted.float()  # (C, C), whole numbers
+            self._confusions[task.name] = self._confusions[task.name].to(counts.device) + pairs.long()
+        if self.keep_rows:
+            self._kept[task.name].append((predicted.cpu(), actual.cpu()))
+
+    def _add_scores(self, task: Task, scores: Tensor, labels: Tensor) -> None:
+        found = self._scored[task.name].to(scores.device)
+        if task.is_multi_label:
+            is_known = labels != UNKNOWN  # (B, C)
+            label = torch.arange(task.num_labels, device=scores.device)
+            place = ((labels > 0.5) * task.num_labels + label) * BINS + score_bins(scores)
+            found.view(-1).index_add_(0, place.flatten(), is_known.flatten().int())
+        else:
+            own_label = labels.clamp(min=0)[:, None]  # (B, 1)
+            own = scores.gather(1, own_label)
+            is_earlier = torch.arange(task.num_labels, device=scores.device) < own_label  # (B, C)
+            is_better = ~(scores <= own) | ((scores == own) & is_earlier)  # ~ and <=, for what is not a number
+            found += ((is_better.sum(-1) < TOP) & (labels != UNKNOWN)).sum()
+        self._scored[task.name] = found
+
+    def known_rows(self) -> dict[str, int]:
+        """How many rows of each task have a known label."""
+        return {name: int(rows) for name, rows in self._rows.items()}
+
+    def compute(self) -> dict[str, float]:
+        """The metrics of everything since the last `reset`.
+
+        Returns:
+            For each task with a known row `{task}_macro_precision`, `{task}_macro_recall`, `{task}_macro_f1` and
+            `{task}_absent_labels` (how many labels no known row carries); for a single-label one `{task}_accuracy`,
+            `{task}_balanced_accuracy` and, if it has more than 5 labels, `{task}_top5_accuracy`; for a multi-label
+            one `{task}_hamming_loss`, `{task}_micro_f1` and, if a label has a positive,
+            `{task}_mean_average_precision`. And `avg_macro_f1` over these tasks.
+        """
+        metrics: dict[str, float] = {}
+        f1s = []
+        for task in self._known_tasks():
+            true, predicted, actual, precision, recall, f1 = self._values(task)
+            rows, entries = self._rows[task.name].item(), self._entries[task.name].item()
+            has_scores = task.name not in self._without_scores
+            if task.is_multi_label:
+                counted = torch.ones_like(true, dtype=torch.bool)
+                wrong = predicted.sum() + actual.sum() - 2 * true.sum()
+                metrics[f"{task.name}_hamming_loss"] = (wrong / entries).item()
+                metrics[f"{task.name}_micro_f1"] = _divide(2 * true.sum(), predicted.sum() + actual.sum()).item()
+                if has_scores and actual.any():
+                    mean = self._average_precisions(task)[actual > 0].mean()
+                    metrics[f"{task.name}_mean_average_precision"] = mean.item()
+            else:
+                counted = predicted + actual > 0
+                metrics[f"{task.name}_accuracy"] = (true.sum() / rows).item()
+                metrics[f"{task.name}_balanced_accuracy"] = recall[actual > 0].mean().item()
+                if has_scores and task.num_labels > TOP:
+                    metrics[f"{task.name}_top5_accuracy"] = self._scored[task.name].item() / rows
+            for name, values in zip(SHARES, (precision, recall, f1), strict=True):
+                metrics[f"{task.name}_macro_{name}"] = values[counted].mean().item()
+            metrics[f"{task.name}_absent_labels"] = int((actual == 0).sum())
+            f1s.append(metrics[f"{task.name}_macro_f1"])
+        metrics["avg_macro_f1"] = math.fsum(f1s) / len(f1s) if f1s else math.nan
+        return metrics
+
+    def label_rows(self) -> list[dict[str, Any]]:
+        """A row for each label of each task with a known row.
+
+        Returns:
+            Its task, label, support (on how many known artworks it is), predicted (on how many), precision, recall
+            and f1; for a multi-label task average_precision, None without a positive or without scores, and
+            threshold, both None for a single-label task.
+        """
+        table = []
+        for task in self._known_tasks():
+            _, predicted, actual, *shares = self._values(task)
+            average_precisions = thresholds = [None] * task.num_labels
+            if task.is_multi_label:
+                threshold = torch.as_tensor(self.thresholds.get(task.name, THRESHOLD), dtype=torch.float64)
+                thresholds = threshold.expand(task.num_labels).tolist()
+                if task.name not in self._without_scores:
+                    average_precisions = self._average_precisions(task).tolist()
+            for index, label in enumerate(task.labels):
+                support = int(actual[index])
+                table.append(
+                    {
+                        "task": task.name,
+                        "label": label,
+                        "support": support,
+                        "predicted": int(predicted[index]),
+                        **{name: share[index].item() for name, share in zip(SHARES, shares, strict=True)},
+                        "average_precision": average_precisions[index] if support else None,
+                        "threshold": thresholds[index],
+                    }
+                )
+        return table
+
+    def confusions(self) -> dict[str, Tensor]:
+        """Of each single-label task with a known row and at most 50 labels: int64 `(C, C)`, on how many artworks the
+        label of the line is actual and that of the column predicted."""
+        known = {task.name for task in self._known_tasks()}
+        return {name: counts.cpu() for name, counts in self._confusions.items() if name in known}
+
+    def rows(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each task with a known row, what was predicted and what is actual: bool `(N, C)` each, in the order of
+        the rows; where the label is unknown both are false.
+
+        Raises:
+            ValueError: if rows were not kept.
+        """
+        if not self.keep_rows:
+            raise ValueError("The rows were not kept: pass keep_rows=True.")
+        parts = {task.name: zip(*self._kept[task.name], strict=True) for task in self._known_tasks()}
+        return {name: (torch.cat(predicted), torch.cat(actual)) for name, (predicted, actual) in parts.items()}
+
+    def _known_tasks(self) -> list[Task]:
+        return [task for task in self.tasks if self._rows[task.name] > 0]
+
+    def _values(self, task: Task) -> list[Tensor]:
+        """True, predicted and actual positives, precision, recall and F1: float64 `(C,)` each."""
+        true, predicted, actual = self._counts[task.name].cpu().double()
+        shares = [_divide(true, predicted), _divide(true, actual), _divide(2 * true, predicted + actual)]
+        return [true, predicted, actual, *shares]
+
+    def _average_precisions(self, task: Task) -> Tensor:
+        """Σ (R_k - R_{k-1})·P_k over the bins from the highest, with the recall R and the precision P that the scores
+        down to a bin reach: float64 `(C,)`, 0 for a label without a positive."""
+        averages = []
+        for part in self._scored[task.name].cpu().split(32, dim=1):  # some labels at a time need little memory
+            negatives, positives = part.flip(-1).double()  # (32, BINS) each
+            found = positives.cumsum(-1)
+            precision = _divide(found, found + negatives.cumsum(-1))
+            averages.append(_divide((positives * precision).sum(-1), found[:, -1]))
+        return torch.cat(averages)
+
+
+def kinds_of(task: Task) -> tuple[str, ...]:
+    """What [`MultiTaskMetrics`] can measure of a task, such as "macro_f1"."""
+    if task.is_multi_label:
+        return MULTI_LABEL_KINDS
+    return tuple(kind for kind in SINGLE_LABEL_KINDS if kind != "top5_accuracy" or task.num_labels > TOP)
+
+
+def score_bins(logits: Tensor) -> Tensor:
+    """The bin of each logit, from 0 for the lowest: int64 of the same shape."""
+    scaled = (logits.float().nan_to_num(nan=-math.inf) * BINS_A_LOGIT).floor()
+    return scaled.clamp(-BINS // 2, BINS // 2 - 1).long() + BINS // 2
+
+
+def majority_metrics(
+    tasks: Sequence[Task], priors: Mapping[str, Tensor], label_batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """The metrics of the guess that looks at no picture: the most frequent label of a single-label task, and the
+    labels on more than half of the known artworks of a multi-label task.
+
+    Args:
+        tasks (`Sequence[Task]`).
+        priors (`dict[str, FloatTensor]` of shape `(C,)`): the share of each label in the known train rows.
+        label_batches (`Iterable[dict[str, Tensor]]`): the labels to judge the guess on, as in batches.
+    """
+    metrics = MultiTaskMetrics(tasks)
+    for labels in label_batches:
+        metrics.update({name: prior.logit().expand(len(labels[name]), -1) for name, prior in priors.items()}, labels)
+    return metrics.compute()
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=1), torch.zeros_like(numerator))

@@ -1,0 +1,242 @@
+"""The model card: `model_card.md` filled from the run's own results and config, with its `model-index`.
+
+Nothing here touches the network, nothing in a run is executed, and nothing is invented: what nobody chose, such as a
+licence, the card says is not chosen. Whatever a run or its author wrote stands in the card as plain text.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..errors import UserError
+from ..evaluation.figures import CONFUSION
+from ..evaluation.results import results_rows
+from ..model.configuration_artgraph_vit import ArtGraphViTConfig
+from ..model.tasks import Task
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+FIGURES = {
+    "figures/multiclassification_losses.png": "Losses of each task",
+    "figures/multiclassification_macro_f1s.png": "Macro F1 of each task",
+}
+# The Hub's list of licences grows and no package carries it: here their form is checked, and the Hub checks the rest.
+LICENSE = r"[a-z0-9][a-z0-9.+-]*"
+LICENSE_LINK = r"https?://[^\s<>()\[\]]+|LICENSE"
+LANGUAGE = r"[a-z]{2,3}|multilingual"
+HUB_ID = r"[\w.-]+/[\w.-]+"
+
+
+@dataclass
+class CardOptions:
+    """What the model card says that a run cannot know.
+
+    Raises:
+        UserError: if the licence, its link or a language is not written as the Hub reads it.
+    """
+
+    _argument_group_name: ClassVar[str] = "model card"
+
+    repo_id: str | None = field(default=None, metadata={"help": "Repository on the Hub, for the card's examples."})
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights as the Hub calls it, such as apache-2.0 or other."}
+    )
+    dataset_name: str = field(default="artworks", metadata={"help": "What the dataset is called in the card."})
+    dataset_id: str | None = field(default=None, metadata={"help": "Hub id of the dataset."})
+    data_license: str | None = field(default=None, metadata={"help": "Licence of the pictures and labels."})
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Language of the labels, as ISO codes such as en; und if none is meant."}
+    )
+    recipe_name: str | None = field(default=None, metadata={"help": "What the card calls the recipe of the run."})
+    license_name: str | None = field(default=None, metadata={"help": "What the licence is called, if it is other."})
+    license_link: str | None = field(
+        default=None, metadata={"help": "Address of its text, or LICENSE, a file in the output folder."}
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, str) and option.name != "language":
+                setattr(self, option.name, " ".join(value.split()) or None)
+        self.dataset_name = self.dataset_name or "artworks"
+        given = [self.language] if isinstance(self.language, str) else self.language or []
+        self.language = [code for codes in given for code in re.split(r"[\s,]+", str(codes)) if code] or None
+        for code in self.language or ():
+            if not re.fullmatch(LANGUAGE, code):
+                raise UserError(
+                    f"The language {code!r} is no ISO code of two or three letters: write it as in en or it."
+                )
+        if self.license and not re.fullmatch(LICENSE, self.license):
+            raise UserError(
+                f"The licence {self.license!r} is not written as the Hub calls one: give, say, apache-2.0, "
+                "cc-by-4.0 or other."
+            )
+        if self.license_link and not re.fullmatch(LICENSE_LINK, self.license_link):
+            raise UserError(
+                f"The license_link {self.license_link!r} is neither an https address nor the word LICENSE."
+            )
+
+    def missing(self) -> list[str]:
+        """The options that the card of a published model needs and that have no value."""
+        needed = ["license", *(["license_name", "license_link"] if self.license == "other" else []), "language"]
+        return [name for name in needed if not getattr(self, name)]
+
+
+def write_card(
+    results: Mapping[str, Any], config: ArtGraphViTConfig, folder: str | Path, options: CardOptions
+) -> Path:
+    """Writes the card as `README.md` into the output folder of a run."""
+    path = Path(folder) / "README.md"
+    figures = [name for name in figure_titles(config) if (Path(folder) / name).is_file()]
+    path.write_text(render_card(results, config, Path(folder).name, options, figures), encoding="utf-8")
+    return path
+
+
+def figure_titles(config: ArtGraphViTConfig) -> dict[str, str]:
+    """What a run can leave as figures, by their paths in its folder; which tasks have the last kind, it decides."""
+    confusions = {CONFUSION.format(task.name): f"What each {task.name} is taken for" for task in config.tasks}
+    return {**FIGURES, **confusions}
+
+
+def render_card(
+    results: Mapping[str, Any],
+    config: ArtGraphViTConfig,
+    folder_name: str,
+    options: CardOptions,
+    figures: Sequence[str] = tuple(FIGURES),
+) -> str:
+    """Fills the template.
+
+    Args:
+        results (`Mapping`): as in `results.json`.
+        config ([`ArtGraphViTConfig`]).
+        folder_name (`str`): names the model where no repository is known.
+        options ([`CardOptions`]).
+        figures (`Sequence[str]`, *optional*, defaults to all of `FIGURES`): files that are there; of them the
+            figures of [`figure_titles`] are shown.
+
+    Returns:
+        The text of the card, metadata first.
+    """
+    backbone: Any = config.backbone_config
+    base_model = _hub_id(results["recipe"].get("backbone")) if not results["recipe"].get("from_scratch") else None
+    dataset_id = options.dataset_id or _hub_id(results.get("data", {}).get("source"))
+    name = " ".join((options.repo_id or folder_name).split())
+    measured = _eval_results(results, config, dataset_id, options.dataset_name)
+    is_other = options.license == "other"
+    data = ModelCardData(
+        language=options.language,
+        license=options.license,
+        license_name=options.license_name if is_other else None,
+        license_link=options.license_link if is_other else None,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["art", "artgraph", "multi-task", "vision", backbone.model_type],
+        base_model=base_model,
+        datasets=[dataset_id] if dataset_id else None,
+        metrics=sorted({result.metric_type for result in measured}) or None,
+        model_name=name,
+        eval_results=measured or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        escape=escape,
+        name=name,
+        python_name=json.dumps(name, ensure_ascii=False),
+        base_model=base_model,
+        backbone_type=backbone.model_type,
+        task_weighting=config.task_weighting,
+        adjusted=list(config.logit_offsets),
+        tasks=[
+            {
+                "name": task.name,
+                "kind": "several labels" if task.is_multi_label else "one label",
+                "count": task.num_labels,
+                "has_other": task.rare == "other",
+                "absent": results["metrics"].get(f"{task.name}_absent_labels"),
+                "labels": escape(", ".join(" ".join(label.split()) for label in task.labels)),
+            }
+            for task in config.tasks
+        ],
+        thresholds={task.name: _threshold(config, task) for task in config.tasks if task.is_multi_label},
+        rows=results_rows(results, [task.name for task in config.tasks]),
+        results=results,
+        recipe={name: value for name, value in results["recipe"].items() if value is not None},
+        options=options,
+        figures={path: title for path, title in figure_titles(config).items() if path in figures},
+    )
+    return str(card)
+
+
+def escape(text: object) -> str:
+    """Makes a text plain in Markdown and HTML, on one line."""
+    plain = html.escape(" ".join(str(text).split()), quote=False)
+    plain = re.sub(r"([\\`*{}\[\]|#!~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)  # not the _ within a word
+    return re.sub(r"^([-+=]+(?=\s|$)|\d+(?=[.)](?:\s|$)))", lambda start: _escape_start(start[1]), plain)
+
+
+def _escape_start(start: str) -> str:
+    """What would begin a list, a line or a heading."""
+    return f"{start}\\" if start.isdigit() else f"\\{start}"
+
+
+def _hub_id(name: str | None) -> str | None:
+    is_id = isinstance(name, str) and re.fullmatch(HUB_ID, name) and not Path(name).exists()
+    return name if is_id and not str(name).startswith(".") else None
+
+
+def _threshold(config: ArtGraphViTConfig, task: Task) -> str:
+    """Above which probability a label of a task with several labels is predicted."""
+    given = config.thresholds.get(task.name)
+    values = given if isinstance(given, list | tuple) else [given]
+    if given is None:
+        return "0.5, as none was set"
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"one for each label, from {min(values):.3g} to {max(values):.3g}"
+
+
+def _eval_results(
+    results: Mapping[str, Any], config: ArtGraphViTConfig, dataset_id: str | None, dataset_name: str
+) -> list[EvalResult]:
+    """Each figure of each task as an entry of the `model-index`, with the dataset and split it was measured on."""
+    kinds = {
+        "accuracy": ("accuracy", "Accuracy", None),
+        "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy", None),
+        "top5_accuracy": ("top_5_accuracy", "Top-5 accuracy", None),
+        "hamming_loss": ("hamming_loss", "Hamming loss", None),
+        "mean_average_precision": ("mean_average_precision", "Mean average precision", {"average": "macro"}),
+        "micro_f1": ("f1", "Micro F1", {"average": "micro"}),
+        **{f"macro_{kind}": (kind, f"Macro {kind}", {"average": "macro"}) for kind in ("precision", "recall")},
+        "macro_f1": ("f1", "Macro F1", {"average": "macro"}),
+    }
+    named: dict[str, tuple] = {"avg_macro_f1": ("f1", "Average macro F1", {"average": "macro"})}
+    for task in config.tasks:
+        for kind, (metric_type, title, arguments) in kinds.items():
+            named[f"{task.name}_{kind}"] = (metric_type, f"{title} ({task.name})", arguments)
+    data = results.get("data", {})
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset_id or "artworks",
+            dataset_name=dataset_name,
+            dataset_config=data.get("config"),
+            dataset_revision=data.get("revision"),
+            dataset_split=" ".join(str(results["split"]).split()),
+            metric_type=metric_type,
+            metric_name=title,
+            metric_args=arguments,
+            metric_value=results["metrics"][name],
+        )
+        for name, (metric_type, title, arguments) in named.items()
+        if results["metrics"].get(name) is not None and math.isfinite(results["metrics"][name])
+    ]

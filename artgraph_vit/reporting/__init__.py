@@ -1,1 +1,0 @@
-"""What a run tells people: results, figures, model card, and the push to the Hub."""

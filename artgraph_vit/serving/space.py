@@ -1,0 +1,114 @@
+"""A folder that is a Space of the Hub: the page of a model, with the package beside it and example pictures."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from packaging.requirements import Requirement
+
+from ..errors import UserError
+from .page import paint_examples
+
+NEEDED = ("config.json", "preprocessor_config.json")
+APP = '''"""The page of a model of artworks: artist, style, genre, tags and media."""
+
+from pathlib import Path
+
+from artgraph_vit import ArtGraphPipeline
+from artgraph_vit.serving.page import serve
+
+HERE = Path(__file__).resolve().parent
+
+if __name__ == "__main__":
+    serve(ArtGraphPipeline.from_pretrained({model}), examples=sorted((HERE / "examples").iterdir()))
+'''
+
+
+def write_space(model: str, out: Path) -> None:
+    """Writes app.py, README.md with the Space's settings, requirements.txt, this package and example pictures.
+
+    Args:
+        model (`str`): a Hub id, or a folder, whose weights are copied in.
+        out (`Path`): the folder to write, which must not hold anything yet.
+
+    Raises:
+        UserError: if it does, or there is no such model.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something already: choose another folder.")
+    folder = Path(model)
+    if folder.is_dir():
+        _refuse_incomplete(folder)
+    else:
+        _refuse_id(model)
+    (out / "examples").mkdir(parents=True)
+    paint_examples(out / "examples")
+    if folder.is_dir():
+        (out / "model").mkdir()
+        for path in _model_files(folder):
+            shutil.copy2(path, out / "model")
+    name = 'HERE / "model"' if folder.is_dir() else repr(model)
+    (out / "app.py").write_text(APP.format(model=name), encoding="utf-8")
+    (out / "README.md").write_text(_readme(model, folder), encoding="utf-8")
+    (out / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()), encoding="utf-8")
+    # A Space installs its requirements before it has the other files, so the package lies beside the page.
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, out / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def _refuse_id(model: str) -> None:
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        model = ""
+    if model.count("/") != 1:
+        raise UserError("The model is neither a folder nor called user/name, as a repository on the Hub is.")
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    missing += [] if any(folder.glob("model*.safetensors")) else ["model.safetensors"]
+    if missing:
+        raise UserError(f"{folder} holds no model: it lacks {', '.join(missing)}.")
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """What is loaded, and the card; none of the code that travels, which the package has."""
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]
+    return [*(folder / name for name in NEEDED), *weights, *folder.glob("README.md"), *folder.glob("LICENSE")]
+
+
+def _readme(model: str, folder: Path) -> str:
+    """The settings of the Space as YAML, and a line for its readers."""
+    settings: dict[str, Any] = {
+        "title": "What is in a painting?",
+        "emoji": "\N{ARTIST PALETTE}",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": "3.11",  # the least that the package runs on
+        "app_file": "app.py",
+    }
+    if not folder.is_dir():
+        settings["models"] = [model]
+    elif (folder / "README.md").is_file():
+        settings |= {
+            name: value
+            for name, value in ModelCard.load(folder / "README.md").data.to_dict().items()
+            if name in ("license", "license_name", "license_link") and value
+        }
+    where = "in the folder `model`" if folder.is_dir() else f"[{model}](https://huggingface.co/{model})"
+    text = f"Shows what a model of artworks, {where}, sees in a picture, and where it looks."
+    return f"---\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
+
+
+def _requirements() -> list[str]:
+    """What the package needs, in the ranges of its own metadata, and Gradio as the Space has it."""
+    needs = [Requirement(line) for line in requires("artgraph_vit") or ()]
+    needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return [*sorted(f"{need.name}{need.specifier}" for need in needs), f"gradio=={version('gradio')}"]

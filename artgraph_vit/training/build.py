@@ -1,0 +1,225 @@
+"""From options to what a trainer needs: the three splits, the tasks with their labels, the model.
+
+Everything a user can get wrong in the data is found here, before any training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, DatasetDict
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
+
+from ..data import (
+    DataError,
+    PictureTransform,
+    find_bad_pictures,
+    known_row_count,
+    label_counts,
+    leave_out,
+    with_pixels,
+)
+from ..data.augmentation import Augmentation
+from ..data.options import EMBEDDED, DataArguments, read_artworks
+from ..data.sources.prepared import is_prepared
+from ..data.splits import divide_by_split
+from ..data.streamed_source import StreamedSource
+from ..errors import UserError
+from ..model.backbones import refuse_unsuitable, set_options
+from ..model.configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
+from ..model.limits import refuse_absurd_processor
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.tasks import Task
+from .arguments import ModelArguments
+from .checkpoints import SEAL, damage
+from .class_statistics import set_label_statistics, start_biases_at_prior, start_log_variances_at_prior
+from .image_size import refuse_fixed_size, refuse_unfit_size, with_image_size
+
+
+def load_splits(
+    data: DataArguments, args: TrainingArguments, tasks: Sequence[Task] | None = None
+) -> tuple[DatasetDict, list[Task]]:
+    """Reads, checks and splits the artworks.
+
+    Args:
+        data ([`DataArguments`]).
+        args (`TrainingArguments`): gives the processes, the output folder and whether to show progress.
+        tasks (`Sequence[Task]`, *optional*): the tasks of a trained model; by default a vocabulary is built.
+
+    Returns:
+        The splits "train", "validation" and "test" of encoded rows, without pictures if they are to be streamed, and
+        the tasks with their labels.
+
+    Raises:
+        DataError: says what is wrong in the data, and where.
+    """
+    if Path(data.source).expanduser().resolve() == Path(str(args.output_dir)).resolve():
+        raise UserError(
+            f"output_dir is the source itself, {data.source!r}: choose another folder for what a run leaves."
+        )
+    if data.streaming:
+        source = StreamedSource(data.source, tasks or data.tasks, data.dataset_revision)
+        return source.labels(), source.tasks
+    if data.source == EMBEDDED:
+        with args.main_process_first(desc="painting the embedded dataset"):
+            data.paint_embedded(progress=not args.disable_tqdm)
+    rows, tasks = read_artworks(data, tasks)
+    # After the split: which pictures can be read does not decide who is in the test split.
+    if data.source == EMBEDDED or not is_prepared(data.source, data.dataset_revision):
+        rows = _without_bad_pictures(rows, data, args)
+    return divide_by_split(rows), tasks
+
+
+def load_pictures(
+    splits: DatasetDict,
+    tasks: Sequence[Task],
+    data: DataArguments,
+    image_processor: BaseImageProcessor,
+    augmentation: Augmentation | None = None,
+) -> dict[str, Any]:
+    """The splits as a trainer takes them, whose pictures are decoded when they are fetched.
+
+    Args:
+        splits (`DatasetDict`), tasks (`Sequence[Task]`): as [`load_splits`] returns them.
+        data ([`DataArguments`]).
+        image_processor (`BaseImageProcessor`): of the model.
+        augmentation ([`Augmentation`], *optional*): of the train split alone.
+    """
+    of_split = {split: augmentation if split == "train" else None for split in splits}
+    if data.streaming:
+        transforms = {split: PictureTransform(image_processor, data.jpeg_scale, of_split[split]) for split in splits}
+        return StreamedSource(data.source, tasks, data.dataset_revision).pictures(transforms, splits)
+    pictures = {
+        split: with_pixels(rows, image_processor, data.jpeg_scale, of_split[split]) for split, rows in splits.items()
+    }
+    pictures["train"][0]  # pictures that were prepared for another image processor are noticed before long work
+    return pictures
+
+
+def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
+    """The image processor of the backbone, for the chosen image size; also checks, before any data is read, all that
+    can be known of the model.
+
+    Raises:
+        UserError: if there is no such backbone, or an option of the model has a wrong value.
+    """
+    with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
+        backbone_config = load_backbone_config(model.backbone, model.backbone_revision)
+        refuse_unsuitable(backbone_config, model.pooling)
+        image_processor = AutoImageProcessor.from_pretrained(
+            model.backbone, revision=model.backbone_revision, trust_remote_code=False
+        )
+    with _as_user_error("The options of the model are wrong"):
+        set_options(backbone_config, _backbone_options(model))
+        ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
+        if model.image_size is not None:
+            refuse_unfit_size(model.image_size, backbone_config)
+            image_processor = with_image_size(image_processor, model.image_size)
+    return image_processor
+
+
+def load_checkpoint(
+    name_or_path: str, revision: str | None = None
+) -> tuple[ArtGraphViTForImageClassification, BaseImageProcessor]:
+    """A trained model and its image processor.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    folder = Path(name_or_path)
+    is_path = name_or_path.startswith((".", "/", "~")) or (folder.parent != Path() and folder.parent.is_dir())
+    if is_path and not folder.is_dir():  # else it would be looked for on the Hub
+        raise UserError(f"There is no folder {name_or_path!r}: give the folder of a trained model, or a Hub id.")
+    if (folder / SEAL).exists() or (folder.is_dir() and folder.name.startswith("checkpoint-")):
+        problem = damage(folder)
+        if problem:
+            raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
+    with _as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
+        model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        refuse_absurd_processor(image_processor)
+        return model, image_processor
+
+
+@contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    """Loading code of other libraries says what is wrong by OSError or ValueError, in several lines."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def _model_options(model: ModelArguments) -> dict[str, Any]:
+    """The options that are the config's too; of those that were left out it knows the default."""
+    names = {field.name for field in fields(ModelArguments)} & {field.name for field in fields(ArtGraphViTConfig)}
+    return {name: getattr(model, name) for name in sorted(names) if getattr(model, name) is not None}
+
+
+def _backbone_options(model: ModelArguments) -> dict[str, Any]:
+    """The options that are the backbone's own config's."""
+    return {} if model.drop_path_rate is None else {"drop_path_rate": model.drop_path_rate}
+
+
+def build_model(
+    model: ModelArguments, tasks: Sequence[Task], train_rows: Dataset, keep_unknown: bool = False
+) -> ArtGraphViTForImageClassification:
+    """Puts heads for the tasks on the backbone, with class weights from the train rows.
+
+    Raises:
+        UserError: if no train row has a label of a task, unless with `keep_unknown`, or the backbone cannot be loaded
+            or takes no pictures of the image size.
+    """
+    for task in tasks:
+        if known_row_count(train_rows, task) == 0 and not keep_unknown:
+            raise DataError(
+                f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks, or keep "
+                "its head with --missing_tasks unknown."
+            )
+    with _as_user_error("The options of the model are wrong"):
+        ArtGraphViTConfig(tasks=list(tasks), **_model_options(model))
+    with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
+        built = ArtGraphViTForImageClassification.from_backbone(
+            model.backbone,
+            tasks,
+            from_scratch=model.from_scratch,
+            revision=model.backbone_revision,
+            backbone_options=_backbone_options(model),
+            **_model_options(model),
+        )
+    if model.image_size is not None:
+        refuse_fixed_size(built, model.image_size, model.backbone)
+    set_label_statistics(built, train_rows, model.class_weights)
+    if model.head_bias == "prior":
+        start_biases_at_prior(built, train_rows)
+    if model.log_variance_init == "auto":
+        start_log_variances_at_prior(built, train_rows)
+    else:
+        torch.nn.init.constant_(built.log_variances, float(model.log_variance_init))
+    return built
+
+
+def label_priors(rows: Dataset, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
+    """The share of the known rows that carry each label of a task: float `(C,)` a task."""
+    return {task.name: label_counts(rows, task) / max(1, known_row_count(rows, task)) for task in tasks}
+
+
+def _without_bad_pictures(rows: Dataset, data: DataArguments, args: TrainingArguments) -> Dataset:
+    """One process checks, the others are told: so all train on the same rows."""
+    found: list[dict[int, str]] = [{}]
+    if args.process_index == 0:
+        found = [find_bad_pictures(rows, progress=not args.disable_tqdm)]
+    if args.world_size > 1:
+        broadcast_object_list(found)
+    report = Path(str(args.output_dir)) / "bad_pictures.json" if args.process_index == 0 else None
+    return leave_out(rows, found[0], data.on_bad_image, report)

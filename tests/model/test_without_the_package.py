@@ -1,0 +1,319 @@
+"""A pushed model in an environment that has torch, transformers and Pillow, with what these need, and nothing else.
+
+A process with the package pushes one model, another over it, and then code that leaves a mark where it runs. What is
+loaded by the revision of the first push must be the first model with its own code.
+"""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from artgraph_vit import ArtGraphPipeline
+from tests.hub_server import HubServer
+from tests.training.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
+REPO = "tester/artgraph"
+PUSH = f"""
+import sys
+from transformers.pipelines import PIPELINE_REGISTRY
+assert "artwork-classification" not in PIPELINE_REGISTRY.get_supported_tasks()
+from artgraph_vit import ArtGraphPipeline
+from huggingface_hub import HfApi
+first, second, code = sys.argv[1:]
+ArtGraphPipeline.from_pretrained(first).push_to_hub("{REPO}")
+print(HfApi().model_info("{REPO}").sha)
+ArtGraphPipeline.from_pretrained(second).push_to_hub("{REPO}")
+for name in ("pipeline", "modeling", "configuration"):
+    HfApi().upload_file(path_or_fileobj=code, path_in_repo=f"{{name}}_artgraph_vit.py", repo_id="{REPO}")
+"""
+WITH_THE_PACKAGE = f"""
+import json, sys
+from transformers import pipeline
+from artgraph_vit import ArtGraphPipeline, ArtGraphViTForImageClassification
+revision, picture = sys.argv[1:]
+pinned = ArtGraphPipeline.from_pretrained("{REPO}", revision=revision)
+newest = pipeline("artwork-classification", model="{REPO}")
+assert type(newest) is ArtGraphPipeline
+model = ArtGraphViTForImageClassification.from_pretrained("{REPO}", revision=revision)
+assert all((a == b).all() for a, b in zip(model.state_dict().values(), pinned.model.state_dict().values()))
+assert not [name for name in sys.modules if name.startswith("transformers_modules")]
+print(json.dumps([pinned(picture), newest(picture)]))
+"""
+# `-I` leaves out the working folder and what the environment names, so that only the virtual environment counts.
+WITHOUT_THE_PACKAGE = f"""
+import json, os, sys
+from importlib.util import find_spec
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+for name in ("artgraph_vit", "datasets", "accelerate", "sklearn"):
+    assert find_spec(name) is None, name
+assert "artwork-classification" not in PIPELINE_REGISTRY.get_supported_tasks()
+revision, picture = sys.argv[1:]
+
+def remote_code():
+    return sorted(name for name in sys.modules if name.startswith("transformers_modules."))
+
+refused = []
+for asked in ({{"revision": revision}}, {{}}, {{"trust_remote_code": False}}):
+    for load in (AutoModelForImageClassification.from_pretrained, lambda repo, **asked: pipeline(model=repo, **asked)):
+        try:
+            load("{REPO}", **asked)
+        except ValueError as error:
+            refused.append("trust_remote_code=True" in str(error))
+assert remote_code() == [], remote_code()
+
+options = {{"revision": revision, "trust_remote_code": True}}
+before = set(sys.modules)
+model = AutoModelForImageClassification.from_pretrained("{REPO}", **options).eval()
+with torch.no_grad():
+    logits = model(torch.linspace(-1, 1, 2 * 3 * 48 * 48).reshape(2, 3, 48, 48)).logits
+pipe = pipeline(model="{REPO}", **options)
+answers = pipe([picture, b"no picture", "http://127.0.0.1/"])
+print("\\n" + json.dumps({{  # after a question that nobody answered
+    "refused": refused,
+    "logits": {{name: values.tolist() for name, values in logits.items()}},
+    "answers": answers,
+    "embedding": pipe.embed(picture).tolist(),
+    "sentence": pipe.describe(answers[0]),
+    "code": remote_code(),
+    "prefix": sys.prefix,
+}}))
+"""
+
+
+# Each kind of task with and without what tuning may give it; the backbone's own size is 32.
+TUNED = {
+    "pooling": "cls_mean",
+    "image_size": 48,
+    "logit_offsets": {"artist": [1.5, -0.5, 0.25]},
+    "temperatures": {"genre": 2.5, "tags": 4.0},
+    "thresholds": {"tags": [0.99, 0.01, 0.99]},
+}
+
+
+def run(python, code, *arguments, home, server, online=True, isolated=True):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": str(int(not online))}
+    child = subprocess.run(
+        [python, *(["-I"] if isolated else []), "-c", code, *map(str, arguments)],
+        env=environment,
+        cwd=home.parent if isolated else ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert child.returncode == 0, child.stderr[-4000:]
+    return child.stdout.splitlines()[-1]
+
+
+def needed(*names: str) -> set[str]:
+    """The distributions that these need, themselves among them."""
+    found: set[str] = set()
+    open_names = list(names)
+    while open_names:
+        name = re.sub(r"[-_.]+", "-", open_names.pop()).lower()
+        if name not in found:
+            found.add(name)
+            for one in map(Requirement, metadata.distribution(name).requires or ()):
+                if one.marker is None or one.marker.evaluate({"extra": ""}):
+                    open_names.append(one.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """The interpreter of a virtual environment, into which the needed parts of this one are linked."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name in needed("torch", "transformers", "Pillow"):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(distribution.locate_file(top))))
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two models of other weights in folders, a picture, and code that leaves a mark."""
+    folder = tmp_path_factory.mktemp("made")
+    pipes = []
+    for seed, name in enumerate(("first", "second")):
+        model = tiny_model(seed=seed, **TUNED).eval()
+        with torch.no_grad():
+            for head in model.heads.values():
+                head.weight.normal_()
+        pipes.append(ArtGraphPipeline(model, ViTImageProcessor(size={"height": 48, "width": 48})))
+        pipes[-1].save_pretrained(folder / name)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    (folder / "code.py").write_text(f"from pathlib import Path\nPath({str(folder / 'mark')!r}).touch()\n")
+    return folder, pipes
+
+
+@pytest.fixture(scope="module")
+def pushed(made, tmp_path_factory):
+    """The Hub, and the revision of the first push."""
+    folder, _ = made
+    with HubServer({"hf_test": "tester"}) as server:
+        home = tmp_path_factory.mktemp("pushing") / "home"
+        arguments = (folder / "first", folder / "second", folder / "code.py")
+        revision = run(sys.executable, PUSH, *arguments, home=home, server=server, isolated=False)
+        assert "touch()" in server.files("models", REPO)["pipeline_artgraph_vit.py"].decode()
+        yield server, revision
+        assert server.unknown_requests == []
+
+
+@pytest.fixture(scope="module")
+def loaded(made, pushed, bare_python, tmp_path_factory):
+    """What the process without the package said, and its cache."""
+    (folder, _), (server, revision) = made, pushed
+    home = tmp_path_factory.mktemp("without") / "home"
+    said = run(bare_python, WITHOUT_THE_PACKAGE, revision, folder / "picture.png", home=home, server=server)
+    return json.loads(said), home
+
+
+def by_hand(pipe, picture: Path) -> tuple[dict, dict, torch.Tensor]:
+    """Logits of the pixels that the child makes, scores of the picture, and its vector at length one."""
+    model = pipe.model
+
+    def pooled(pixels: torch.Tensor) -> torch.Tensor:
+        tokens = model.backbone(pixels, interpolate_pos_encoding=True).last_hidden_state
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], -1)
+
+    def calibrated(name: str, vectors: torch.Tensor) -> torch.Tensor:
+        head = model.heads[name]
+        offsets = torch.tensor(TUNED["logit_offsets"].get(name, 0.0))
+        return (vectors @ head.weight.T + head.bias + offsets) / TUNED["temperatures"].get(name, 1.0)
+
+    pixels = torch.linspace(-1, 1, 2 * 3 * 48 * 48).reshape(2, 3, 48, 48)
+    with Image.open(picture) as image, torch.no_grad():
+        logits = {name: calibrated(name, pooled(pixels)) for name in model.heads}
+        (vector,) = pooled(pipe.image_processor(image, return_tensors="pt")["pixel_values"])
+        scores = {}
+        for task in model.config.tasks:
+            values = calibrated(task.name, vector)
+            chances = torch.sigmoid(values) if task.is_multi_label else torch.softmax(values, 0)
+            kept = chances > torch.tensor(TUNED["thresholds"][task.name]) if task.is_multi_label else chances > 0
+            scores[task.name] = {task.labels[label]: chances[label].item() for label in kept.nonzero()[:, 0]}
+    return logits, scores, vector / vector.norm()
+
+
+def assert_scores(answer: dict, scores: dict):
+    assert {name: {e["label"]: e["score"] for e in entries} for name, entries in answer.items()} == {
+        name: pytest.approx(wanted, abs=1e-5) for name, wanted in scores.items()
+    }
+
+
+def test_the_pinned_revision_gives_the_first_model_without_the_package(made, loaded):
+    (folder, (first, second)), (said, _) = made, loaded
+    logits, scores, vector = by_hand(first, folder / "picture.png")
+    other_logits, _, other_vector = by_hand(second, folder / "picture.png")
+    assert list(said["logits"]) == list(logits)
+    for name, values in logits.items():
+        assert said["logits"][name] == pytest.approx(values.numpy(), abs=1e-5)
+        assert (other_logits[name] - values).abs().max() > 0.1  # the second model would not have passed
+    assert_scores(said["answers"][0], scores)
+    assert list(scores["tags"]) == ["boat"]  # by the thresholds: all three are above a half
+    with_the_package = first(str(folder / "picture.png"))
+    for name, entries in said["answers"][0].items():
+        assert [entry["label"] for entry in entries] == [entry["label"] for entry in with_the_package[name]]
+    assert_scores(with_the_package, scores)
+    assert said["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
+    assert (other_vector - vector).abs().max() > 0.01
+    assert [list(answer) for answer in said["answers"][1:]] == [["error"], ["error"]]
+    assert said["sentence"].endswith(".")
+
+
+def test_without_trust_it_is_refused_and_nothing_runs(made, loaded):
+    (folder, _), (said, _) = made, loaded
+    assert said["refused"] == [True] * 6
+    assert not (folder / "mark").exists()
+
+
+def test_what_ran_came_from_the_pinned_revision_into_the_bare_environment(pushed, bare_python, loaded):
+    (_, revision), (said, home) = pushed, loaded
+    assert Path(said["prefix"]) == bare_python.parents[1]
+    files = [name.split(".") for name in said["code"] if name.endswith("_vit")]
+    assert {parts[-1] for parts in files} >= {"pipeline_artgraph_vit", "modeling_artgraph_vit"}
+    ran = {name.rsplit(".", 1)[-1] for name in said["code"]}
+    assert ran >= {"heads", "losses", "task_weighting", "backbones", "decisions"}
+    copies = [*home.glob("modules/transformers_modules/**/*_artgraph_vit.py")]
+    assert copies
+    assert all(revision in copy.parts for copy in copies)
+
+
+def test_it_works_offline_from_its_cache(made, pushed, loaded, bare_python):
+    (folder, _), (server, revision), (said, home) = made, pushed, loaded
+    asked = len(server.requests)
+    again = run(
+        bare_python, WITHOUT_THE_PACKAGE, revision, folder / "picture.png", home=home, server=server, online=False
+    )
+    assert {**json.loads(again), "refused": None} == {**said, "refused": None}
+    assert len(server.requests) == asked
+
+
+def test_with_the_package_over_the_same_hub(made, pushed, tmp_path):
+    (folder, (first, second)), (server, revision) = made, pushed
+    picture = folder / "picture.png"
+    said = run(
+        sys.executable, WITH_THE_PACKAGE, revision, picture, home=tmp_path / "home", server=server, isolated=False
+    )
+    pinned, newest = json.loads(said)
+    assert_scores(pinned, by_hand(first, picture)[1])
+    assert_scores(newest, by_hand(second, picture)[1])
+    assert not (folder / "mark").exists()  # the code that lies beside the newest weights was not run
+
+
+def test_the_files_that_travel_import_each_other_torch_transformers_and_pillow_only(pushed):
+    server, revision = pushed
+    files = server.files("models", REPO, revision)
+    code = {name.removesuffix(".py"): text for name, text in files.items() if name.endswith(".py")}
+    assert {"pipeline_artgraph_vit", "modeling_artgraph_vit", "configuration_artgraph_vit"} <= set(code)
+    imported: dict[str, set[str]] = {}
+    for name, text in code.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                outside = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                outside = {str(node.module).split(".")[0]}
+            else:
+                outside = set()
+                if isinstance(node, ast.ImportFrom):
+                    assert node.level == 1, f"{name}: {ast.unparse(node)}"
+                    assert node.module in code, f"{name}: {ast.unparse(node)}"
+                    imported.setdefault(str(node.module), set()).add(name)
+            assert outside <= {*sys.stdlib_module_names, "torch", "transformers", "PIL"}, f"{name}: {outside}"
+    assert set(code) - set(imported) == set()  # nothing travels that nothing asks for
+
+
+def test_what_is_pushed_is_what_it_takes(pushed):
+    server, revision = pushed
+    files = server.files("models", REPO, revision)
+    assert {name for name in files if not name.endswith(".py")} - {"README.md", ".gitattributes"} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    config = json.loads(files["config.json"])
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModelForImageClassification"}
+    assert str(ROOT) not in files["config.json"].decode() + files["preprocessor_config.json"].decode()

@@ -1,0 +1,290 @@
+"""scripts/predict.py: the pipeline's own answers for each picture of any source, exactly once, whatever stops it."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from artgraph_vit.data import DataError, PictureTransform, decoding
+from artgraph_vit.data.bad_pictures import DEADLY
+from artgraph_vit.errors import UserError
+from artgraph_vit.files import alone_in
+from artgraph_vit.serving.predict import model_digest
+from artgraph_vit.serving.source import Picture, open_pictures
+
+from .conftest import BAD, COUNT
+
+ROOT = Path(__file__).parents[2]
+
+
+def predict(*arguments: object) -> None:
+    """In this process."""
+    argv, sys.argv = sys.argv, ["predict.py", *map(str, arguments), "--use_cpu"]
+    try:
+        runpy.run_path(str(ROOT / "scripts" / "predict.py"), run_name="script")["main"]()
+    finally:
+        sys.argv = argv
+
+
+def start(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / "predict.py"), *map(str, arguments), "--use_cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return list(load_dataset("parquet", data_files=str(folder / "data" / "*.parquet"), split="train", streaming=True))
+
+
+def assert_whole(folder: Path) -> list[dict]:
+    """Each picture is there once, in order, and the bad ones say why."""
+    rows = rows_of(folder)
+    assert [row["index"] for row in rows] == list(range(COUNT))
+    assert tuple(row["index"] for row in rows if row["error"]) == BAD
+    report = json.loads((folder / "report.json").read_text())
+    assert report["pictures"] == COUNT
+    assert [bad["name"] for bad in report["bad_pictures"]] == [rows[number]["name"] for number in BAD]
+    assert not list(folder.rglob("*.part"))
+    return rows
+
+
+def about(answer: dict) -> dict:
+    """Labels and scores of an answer, the scores to five digits."""
+    return {
+        task: [(entry["label"], pytest.approx(entry["score"], abs=1e-5)) for entry in entries]
+        for task, entries in answer.items()
+    }
+
+
+def test_a_folder_gets_the_answers_of_the_pipeline(model_folder, picture_folder, pipe, tmp_path):
+    predict(model_folder, picture_folder, tmp_path / "out", "--batch_size", "7", "--shard_rows", "25")
+    rows = assert_whole(tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out" / "data").iterdir()) == [
+        f"part-00000{number}.parquet" for number in range(3)
+    ]
+    answers = pipe(picture_folder)
+    assert [row["name"] for row in rows] == [str(Path(a["file"]).relative_to(picture_folder)) for a in answers]
+    for row, answer in zip(rows, answers, strict=True):
+        if "error" in answer:
+            assert row["error"] == answer["error"]
+            assert row["artist"] is None
+            continue
+        found = {task: [(e["label"], e["score"]) for e in row[task]] for task in ("artist", "genre", "tags")}
+        assert found == about({task: answer[task] for task in found})
+    others = [entry for row in rows for entry in row["artist"] or () if entry["label"] == "other"]
+    assert others
+    assert all(entry["means"] for entry in others)
+
+
+def test_options_reach_the_answers(model_folder, picture_folder, tmp_path):
+    predict(model_folder, picture_folder, tmp_path / "out", "--top_k", "1", "--threshold", "0.9")
+    for row in rows_of(tmp_path / "out"):
+        if row["error"] is None:
+            assert len(row["artist"]) == len(row["genre"]) == 1
+            assert all(entry["score"] > 0.9 for entry in row["tags"])
+
+
+def test_parquet_files_are_read_in_their_order(model_folder, parquet_folder, pipe, tmp_path, encoded_pictures):
+    predict(model_folder, parquet_folder, tmp_path / "out", "--shard_rows", "20", "--batch_size", "8")
+    rows = assert_whole(tmp_path / "out")
+    assert [row["name"] for row in rows] == [f"artwork {number}" for number in range(COUNT)]
+    expected = pipe(encoded_pictures[33])["genre"]
+    assert rows[33]["genre"][0]["label"] == expected[0]["label"]
+    assert rows[33]["genre"][0]["score"] == pytest.approx(expected[0]["score"], abs=1e-5)
+    predict(model_folder, parquet_folder / "1.parquet", tmp_path / "part")
+    assert [row["name"] for row in rows_of(tmp_path / "part")][:2] == ["artwork 25", "artwork 26"]
+
+
+def test_a_killed_run_goes_on_and_no_picture_is_there_twice(model_folder, picture_folder, tmp_path):
+    arguments = (model_folder, picture_folder, tmp_path / "out", "--batch_size", "1", "--shard_rows", "3")
+    process = start(*arguments)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out" / "data").glob("*.parquet"))) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").glob("*.parquet")}
+    assert 3 <= len(done) < 20
+    assert not (tmp_path / "out" / "report.json").exists()
+
+    predict(*arguments)
+    assert_whole(tmp_path / "out")
+    again = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()}
+    assert {name: again[name] for name in done} == done  # what was whole was not done again
+    predict(*arguments[:3], "--batch_size", "5", "--shard_rows", "3")  # nothing is left to do
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()} == again
+
+
+def test_two_processes_divide_the_shards(model_folder, parquet_folder, tmp_path, monkeypatch):
+    arguments = (model_folder, parquet_folder, tmp_path / "out", "--shard_rows", "7", "--num_workers", "0")
+    numbers = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
+    for rank, is_done in ((0, False), (1, True)):  # one after the other
+        for name, value in numbers[rank].items():
+            monkeypatch.setenv(name, value)
+        predict(*arguments)
+        assert (tmp_path / "out" / "report.json").exists() == is_done
+        shards = {int(file.stem[-6:]) for file in (tmp_path / "out" / "data").iterdir()}
+        assert shards == (set(range(9)) if is_done else {0, 2, 4, 6, 8})
+    rows = assert_whole(tmp_path / "out")
+
+    both = tmp_path / "both"  # and at once
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = start(*arguments[:2], both, *arguments[3:], launcher=launcher)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert [(row["name"], row["tags"]) for row in assert_whole(both)] == [(row["name"], row["tags"]) for row in rows]
+
+
+def test_another_model_or_another_source_is_not_mixed_in(model_folder, picture_folder, tmp_path, build_model):
+    out = tmp_path / "out"
+    predict(model_folder, picture_folder, out)
+    with pytest.raises(UserError, match="other values of top_k: choose another folder"):
+        predict(model_folder, picture_folder, out, "--top_k", "2")
+    (picture_folder / "one more.png").write_bytes((picture_folder / "room 0" / "000.png").read_bytes())
+    with pytest.raises(UserError, match="other values of pictures"):
+        predict(model_folder, picture_folder, out)
+    (picture_folder / "one more.png").unlink()
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, "thresholds": {"tags": 0.9}}))
+    with pytest.raises(UserError, match="other values of model"):
+        predict(model_folder, picture_folder, out)
+    build_model(seed=2).save_pretrained(model_folder)
+    with pytest.raises(UserError, match="other values of model"):
+        predict(model_folder, picture_folder, out)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and no predictions were begun there"):
+        predict(model_folder, picture_folder, other)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        ("config", "temperatures", {"genre": 3.0, "tags": 1.6}),
+        ("config", "logit_offsets", {"artist": [2.0, -1.0, 0.5, 0.1]}),
+        ("config", "thresholds", {"tags": [0.9, 0.2, 0.5, 0.05, 0.6]}),
+        ("config", "image_size", 16),
+        ("config", "pooling", "mean"),
+        ("model", "_prefix_tokens", 2),  # as a release that knows another kind of token would count
+    ],
+)
+def test_a_model_is_another_by_whatever_changes_its_answers(pipe, monkeypatch, owner, name, value):
+    digest = model_digest(pipe.model, pipe.image_processor)
+    with monkeypatch.context() as changed:
+        changed.setattr(pipe.model.config if owner == "config" else pipe.model, name, value)
+        assert model_digest(pipe.model, pipe.image_processor) != digest
+    assert model_digest(pipe.model, pipe.image_processor) == digest
+
+
+def test_names_of_files_need_not_be_utf8_and_links_are_followed(model_folder, picture_folder, tmp_path):
+    odd = os.fsencode(picture_folder) + b"/caf\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes((picture_folder / "room 0" / "000.png").read_bytes())
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "pictures").symlink_to(picture_folder)
+    (picture_folder / "again").symlink_to(picture_folder)  # without an end
+    predict(model_folder, linked, tmp_path / "out")
+    names = [row["name"] for row in rows_of(tmp_path / "out")]
+    assert len(names) == COUNT + 1
+    assert r"pictures/caf\xe9.png" in names
+
+
+def test_a_row_names_no_file_of_this_machine(model_folder, picture_folder, tmp_path):
+    path = str(picture_folder / "room 0" / "000.png")
+    for name, image in (("text", path), ("struct", {"bytes": None, "path": path})):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": [image]}), tmp_path / name / "rows.parquet")
+        predict(model_folder, tmp_path / name, tmp_path / f"{name} out", "--embeddings")
+        (row,) = rows_of(tmp_path / f"{name} out")
+        assert (row["error"], row["thumbnail"]) == ("neither bytes nor a path is stored", None)
+
+
+def test_output_in_the_source_is_refused(model_folder, picture_folder):
+    with pytest.raises(UserError, match="is in the source: choose a folder outside of it"):
+        predict(model_folder, picture_folder, picture_folder / "out")
+
+
+def test_a_second_run_of_the_same_process_is_refused(model_folder, picture_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        alone_in(tmp_path / "out" / ".locks" / "1"),
+        pytest.raises(UserError, match=r"Another run is writing to .*out:"),
+    ):
+        predict(model_folder, picture_folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("./nowhere", {}, "There is no './nowhere'"),
+        ("empty", {}, "holds no picture .*and no parquet file"),
+        ("notes.txt", {}, "is a file: give a folder of pictures or a parquet file"),
+        ("empty", {"split": "test"}, "is on this machine: split"),
+        ("parquet", {"image_column": "picture"}, "has no column 'picture'; its columns are name, image"),
+        ("parquet", {"name_column": "title"}, "has no column 'title'; its columns are name, image"),
+        ("broken.parquet", {}, "broken.parquet cannot be read as parquet"),
+        ("nosuch/dataset", {}, "'nosuch/dataset' is no folder here, and cannot be read from the Hub"),
+    ],
+)
+def test_a_wrong_source_is_one_sentence(tmp_path, parquet_folder, monkeypatch, source, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(DataError, match=message):
+        open_pictures(source, **options)
+
+
+class DecoderThatDies(decoding.PictureDecoder):
+    """As one with a mistake would, at a picture of these bytes."""
+
+    def __call__(self, pictures):
+        if any(picture.image["bytes"] == b"kills" for picture in pictures):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(pictures)
+
+
+def test_a_picture_that_kills_its_process_costs_that_picture_alone(pipe, encoded_pictures, monkeypatch):
+    monkeypatch.setattr(decoding, "get_context", lambda _: get_context("fork"))  # starts sooner
+    data = [b"kills" if number in (9, 30) else data for number, data in enumerate(encoded_pictures)]
+    pictures = [Picture(number, str(number), {"bytes": bytes_, "path": None}) for number, bytes_ in enumerate(data)]
+    batches = [pictures[start : start + 4] for start in range(0, COUNT, 4)]
+    decoder = DecoderThatDies(PictureTransform(pipe.image_processor))
+    found = list(decoding.decode_ahead(batches, decoder, num_workers=2))
+    assert [picture.number for batch, _ in found for picture in batch] == list(range(COUNT))
+    problems = {
+        picture.number: result.problem
+        for batch, results in found
+        for picture, result in zip(batch, results, strict=True)
+        if result.problem
+    }
+    assert set(problems) == {9, 30, *BAD}
+    assert problems[9] == problems[30] == DEADLY
+
+
+def test_processes_decode_what_one_decodes(pipe, encoded_pictures):
+    pictures = [
+        Picture(number, str(number), {"bytes": data, "path": None}) for number, data in enumerate(encoded_pictures)
+    ]
+    decoder = decoding.PictureDecoder(PictureTransform(pipe.image_processor), with_thumbnails=True)
+    batches = [pictures[:30], pictures[30:]]
+    for (_, here), (_, there) in zip(
+        decoding.decode_ahead(batches, decoder, 0), decoding.decode_ahead(batches, decoder, 1), strict=True
+    ):
+        for one, other in zip(here, there, strict=True):
+            assert (one.problem, one.thumbnail) == (other.problem, other.thumbnail)
+            assert (one.pixels is None and other.pixels is None) or (one.pixels == other.pixels).all()
