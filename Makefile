@@ -3,9 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-DEEPSPEED := $(VENV)/deepspeed
-
-.PHONY: demo app test quality bench clean
+.PHONY: demo app test test-all quality bench clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,14 +17,11 @@ demo: $(VENV)/installed
 app: $(VENV)/installed
 	$(BIN)/python scripts/app.py runs/demo
 
-# Beside the environment, for its tests alone: accelerate imports it in every process wherever it finds it.
-$(DEEPSPEED)/installed: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --target $(DEEPSPEED) --no-deps \
-	  deepspeed einops hjson msgpack ninja py-cpuinfo
-	touch $@
+test: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test: $(VENV)/installed $(DEEPSPEED)/installed
-	ARTGRAPH_DEEPSPEED=$(abspath $(DEEPSPEED)) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test-all: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not soak"
 
 bench: $(VENV)/installed
 	mkdir -p runs/bench
