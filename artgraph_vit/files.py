@@ -5,30 +5,27 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, as_user_error
 
 
-@contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def writing(path: Path) -> AbstractContextManager[None]:
     """What goes wrong with a file or folder that is written is a `UserError`, which names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder, and "
-            "start again; what was written stays."
-        ) from error
+    return as_user_error(
+        f"{path} cannot be written",
+        "free some space or choose another folder, and start again; what was written stays.",
+        kinds=(OSError,),
+    )
 
 
 @contextmanager
-def written_whole(path: Path, writer: int = 0) -> Iterator[Path]:
+def atomic_write(path: Path, writer: int = 0) -> Iterator[Path]:
     """A file to write, which gets its name when all of it is on the disk; of those who may write the same file at once
     each has another number as `writer`."""
     part = path.with_name(f"{path.name}.{writer}.part" if writer else f"{path.name}.part")
-    with named_errors(path):
+    with writing(path):
         try:
             yield part
             with open(part, "rb") as file:
@@ -40,10 +37,10 @@ def written_whole(path: Path, writer: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path, called: Path | None = None) -> Iterator[None]:
+def folder_lock(folder: Path, called: Path | None = None) -> Iterator[None]:
     """Of two runs in one folder the second is refused; the lock, on the folder itself, goes with the process. An error
     calls it `called`, if it is a part of what the user named so."""
-    with named_errors(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
     try:

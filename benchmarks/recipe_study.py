@@ -46,7 +46,7 @@ from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data.demo import paint_artgraph
 from artgraph_vit.data.options import DataArguments
 from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.files import written_whole
+from artgraph_vit.files import atomic_write
 from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
@@ -237,7 +237,7 @@ def run_quietly(name: str, words: list[str], path: Path, threads: int) -> tuple[
         "validation": results["tuning"]["validation"]["metrics_at_half"]["avg_macro_f1"],
         "best_epoch": results["best_epoch"],
     }
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(kept, indent=2), encoding="utf-8")
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # the figures are what is asked for
     return name, results["metrics"]["avg_macro_f1"]

@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.loading import load_model
 from artgraph_vit.model.pipeline_artgraph_vit import PIPELINE_TASK
-from artgraph_vit.training.build import load_checkpoint
 
 DEMO = "runs/demo"
 
@@ -35,7 +35,7 @@ def main() -> None:
     if args.model == DEMO and not Path(DEMO, "config.json").is_file():
         raise UserError(f"There is no model in {DEMO}: run make demo first, or give a model.")
     logging.disable_progress_bar()
-    model, image_processor = load_checkpoint(args.model, args.revision)
+    model, image_processor = load_model(args.model, args.revision)
     pipe = ArtGraphPipeline(model, image_processor, task=PIPELINE_TASK)
     index = None
     if args.index:

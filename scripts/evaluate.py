@@ -23,9 +23,10 @@ from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.evaluation.figures import draw_confusions
 from artgraph_vit.evaluation.intervals import FEWEST, intervals_table, macro_f1_comparison, macro_f1_intervals
 from artgraph_vit.evaluation.results import results_table, write_labels, write_results
+from artgraph_vit.loading import load_model
 from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
-from artgraph_vit.training.build import load_checkpoint, load_pictures, load_splits
+from artgraph_vit.training.build import load_pictures, load_splits
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.outcome import collect_results
 from artgraph_vit.training.trainer import ArtGraphTrainer
@@ -64,9 +65,9 @@ def main() -> None:
     logging.disable_progress_bar()
     args.output_dir = evaluation.results_dir
 
-    model, image_processor = load_checkpoint(evaluation.checkpoint, evaluation.revision)
+    model, image_processor = load_model(evaluation.checkpoint, evaluation.revision)
     tasks = model.config.tasks
-    other = load_checkpoint(evaluation.compare_with) if evaluation.compare_with is not None else None
+    other = load_model(evaluation.compare_with) if evaluation.compare_with is not None else None
     if other is not None and other[0].config.tasks != tasks:
         raise UserError(
             f"{evaluation.compare_with} has other tasks or labels than {evaluation.checkpoint}: only models with the "

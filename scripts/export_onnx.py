@@ -23,11 +23,11 @@ from transformers.utils import logging
 from artgraph_vit.data import PictureTransform, PixelNormalizer
 from artgraph_vit.data.demo import paint_artwork
 from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.loading import load_model
 from artgraph_vit.model.museum_label import listed
 from artgraph_vit.model.pipeline_artgraph_vit import pictures_in_folder
 from artgraph_vit.model.tasks import Task
 from artgraph_vit.serving.onnx import ExportedFile, export_onnx, refuse_output, require_onnx
-from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.options import parse_options
 
 PICTURES = 48  # to check on
@@ -60,7 +60,7 @@ def main() -> None:
     refuse_output(options.output)
     logging.disable_progress_bar()
     pictures = find_pictures(Path(options.pictures)) if options.pictures else paint_pictures()
-    model, image_processor = load_checkpoint(options.model, options.revision)
+    model, image_processor = load_model(options.model, options.revision)
     batches = make_batches(pictures, image_processor)
     files = export_onnx(model, image_processor, options.output, batches, options.int8)
     print(comparison_table(files, model.config.tasks))

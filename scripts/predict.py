@@ -20,9 +20,9 @@ from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.data import PictureTransform
 from artgraph_vit.data.options import choice
 from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.loading import load_model
 from artgraph_vit.serving.predict import predict_pictures
 from artgraph_vit.serving.source import open_pictures
-from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.options import parse_options
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     pictures = open_pictures(
         args.source, args.split, args.image_column, args.name_column, args.dataset_config, args.dataset_revision
     )
-    model, image_processor = load_checkpoint(args.model, args.revision)
+    model, image_processor = load_model(args.model, args.revision)
     pipe = ArtGraphPipeline(model, image_processor, device=f"cuda:{local_index}" if on_gpu else "cpu")
     num_workers = args.num_workers
     if num_workers is None:  # processes take seconds to start, so few pictures get none

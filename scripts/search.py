@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from artgraph_vit import ArtGraphPipeline, describe
 from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.loading import load_model
 from artgraph_vit.serving.search import EmbeddingIndex
-from artgraph_vit.training.build import load_checkpoint
 from artgraph_vit.training.options import parse_options
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     )
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-    model, image_processor = load_checkpoint(args.model, args.revision)
+    model, image_processor = load_model(args.model, args.revision)
     pipe = ArtGraphPipeline(model, image_processor)
     index = EmbeddingIndex.load(args.predictions, pipe)
     try:

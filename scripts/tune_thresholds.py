@@ -19,9 +19,10 @@ from artgraph_vit.data.options import DataArguments, choice
 from artgraph_vit.errors import run_script
 from artgraph_vit.evaluation.thresholds import METHODS, SHRUNK
 from artgraph_vit.evaluation.tuning_table import tuning_table
+from artgraph_vit.loading import load_model
 from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
-from artgraph_vit.training.build import load_checkpoint, load_pictures, load_splits
+from artgraph_vit.training.build import load_pictures, load_splits
 from artgraph_vit.training.options import parse_options
 from artgraph_vit.training.trainer import ArtGraphTrainer
 from artgraph_vit.training.tuning import (
@@ -64,7 +65,7 @@ def main() -> None:
     folder = folder_to_tune(tuning.checkpoint, tuning.save_to)
     args.output_dir = str(folder)
 
-    model, image_processor = load_checkpoint(tuning.checkpoint, tuning.revision)
+    model, image_processor = load_model(tuning.checkpoint, tuning.revision)
     if args.adjust_logits:
         refuse_to_adjust_twice(model)
     tasks = model.config.tasks

@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..model.decisions import label_scores
-from ..model.tasks import UNKNOWN, Task
+from ..model.tasks import UNKNOWN, Task, label_scores
 
 BINS = 15
 LARGEST = 20.0  # temperatures are between 1/20 and 20: scores that separate all rows would have none

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.decisions import THRESHOLD, predicted_labels
-from ..model.tasks import UNKNOWN, Task
+from ..model.tasks import THRESHOLD, UNKNOWN, Task, predicted_labels
 
 # What is measured of a task, as in `artist_macro_f1`.
 SHARES = ("precision", "recall", "f1")

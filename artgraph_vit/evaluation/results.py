@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import written_whole
+from ..files import atomic_write
 from .metrics import MULTI_LABEL_KINDS, SINGLE_LABEL_KINDS
 
 
@@ -56,7 +56,7 @@ def write_labels(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path = Path(folder) / "labels.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

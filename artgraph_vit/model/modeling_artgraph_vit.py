@@ -29,12 +29,11 @@ from .backbones import (
     without_pooler,
 )
 from .configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
-from .decisions import THRESHOLD, predicted_labels
 from .heads import TaskHead
 from .loading import refuse_incomplete, refuse_pickles
 from .losses import known_rows
 from .task_weighting import join_task_losses
-from .tasks import Task
+from .tasks import THRESHOLD, Task, predicted_labels
 
 
 @dataclass

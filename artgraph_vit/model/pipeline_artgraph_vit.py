@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, Pipeline
 
-from .decisions import THRESHOLD, label_scores, predicted_labels
 from .fetching import FetchError, fetch_picture
 from .limits import refuse_absurd_processor
 from .modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .museum_label import describe
 from .pictures import BadPictureError, decoding_side, read_picture, upright_rgb
-from .tasks import OTHER, Task
+from .tasks import OTHER, THRESHOLD, Task, label_scores, predicted_labels
 
 PIPELINE_TASK = "artwork-classification"  # what transformers' pipeline() calls it once the package is imported
 # For who has no package. Under a name of its own: pipeline() refuses a task that a repository names unless its code

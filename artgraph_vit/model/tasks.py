@@ -1,4 +1,4 @@
-"""What the model predicts: a `Task` is a name, a `problem_type` and its ordered labels.
+"""What the model predicts: a `Task` is a name, a `problem_type` and its ordered labels; and which it decides for.
 
 The five ArtGraph tasks are the default, not a limit: a config may hold any number of tasks. A task also
 says what happens to labels that are too rare to learn (`rare`), because the same rule must hold when the
@@ -7,15 +7,17 @@ vocabulary is built and when another dataset is read with it. This file travels 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 OTHER = "other"
+THRESHOLD = 0.5  # of a multi-label task for which the config holds none
 UNKNOWN = -100  # in a batch: a label, a row or an entry that nobody recorded (the value PyTorch's losses ignore)
 
 
@@ -101,3 +103,28 @@ ARTGRAPH_TASKS = (
     Task("tags", MULTI_LABEL, rare="drop"),
     Task("media", MULTI_LABEL, rare="drop"),
 )
+
+
+def predicted_labels(logits: Tensor, task: Task, threshold: float | Sequence[float] = THRESHOLD) -> Tensor:
+    """Which labels a task predicts.
+
+    Args:
+        logits (`FloatTensor` of shape `(B, C)`).
+        task (`Task`).
+        threshold (`float` or `Sequence[float]`, *optional*, defaults to 0.5): of a multi-label task; a label is
+            predicted if its probability is above it.
+
+    Returns:
+        `BoolTensor` of shape `(B, C)`, one true entry a row for a single-label task.
+    """
+    if not task.is_multi_label:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32, device=logits.device)
+    return logits.float() > torch.logit(thresholds)
+
+
+def label_scores(logits: Tensor, task: Task) -> Tensor:
+    """The probability of each label, float32 of the shape of `logits`, `(B, C)`: of one among all for a single-label
+    task, of each by itself for a multi-label task."""
+    return logits.float().sigmoid() if task.is_multi_label else logits.float().softmax(-1)

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from ..data.sources.prepared import UNFINISHED, write_vocabulary
 from ..data.splits import SHARES
 from ..errors import UserError
-from ..files import alone_in, named_errors, written_whole
+from ..files import atomic_write, folder_lock, writing
 from ..model.tasks import Task
 from .dataset_card import DatasetCardOptions, write_dataset_card
 from .duplicates import exact_duplicates, near_duplicates
@@ -67,7 +67,7 @@ def prepare_dataset(
     """
     _refuse_missing_split(rows["split"][:], "has no artwork")
     plan = _plan(rows, tasks, encoder, shard_rows)
-    with alone_in(folder), named_errors(folder):
+    with folder_lock(folder), writing(folder):
         report = _finished(folder)
         if report is None:
             work = _begin(folder, plan)
@@ -123,7 +123,7 @@ def _begin(folder: Path, plan: str) -> Path:
     if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and no dataset that was begun here: choose another folder.")
     beginning.mkdir()
-    with written_whole(beginning / "plan") as part:
+    with atomic_write(beginning / "plan") as part:
         part.write_text(plan)
     beginning.rename(work)
     return work
@@ -131,7 +131,7 @@ def _begin(folder: Path, plan: str) -> Path:
 
 def _finish(folder: Path, report: dict[str, Any]) -> None:
     """The report comes last: where it is, all is. The work folder goes then, in one step before its files do."""
-    with written_whole(folder / REPORT) as part:
+    with atomic_write(folder / REPORT) as part:
         part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     work, done = folder / UNFINISHED, folder / f"{UNFINISHED}.done"
     if done.exists():

@@ -22,7 +22,7 @@ from ..data.bad_pictures import DEADLY, find_bad_pictures
 from ..data.splits import divide_by_split
 from ..data.workers import end_with_parent
 from ..errors import UserError
-from ..files import written_whole
+from ..files import atomic_write
 from .encoding import EncodedPicture, PictureEncoder
 
 CHUNK = 16  # pictures that a worker gets at a time
@@ -179,9 +179,9 @@ def _write_shard(
         raise RuntimeError(f"{len(outcomes)} pictures came of {len(shard.rows)}; this is a mistake in artgraph_vit.")
     labels = shard.rows.select(kept).remove_columns("image")
     features = Features({"image": Image(), **labels.features})
-    with written_whole(_path(folder, shard)) as part:
+    with atomic_write(_path(folder, shard)) as part:
         Dataset.from_dict({"image": stored, **labels.to_dict()}, features=features).to_parquet(part)
-    with written_whole(_record(work, shard)) as part:
+    with atomic_write(_record(work, shard)) as part:
         part.write_text(json.dumps(outcomes, ensure_ascii=False), encoding="utf-8")
 
 

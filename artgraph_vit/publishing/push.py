@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..errors import UserError
 from ..evaluation.results import write_results
-from ..files import written_whole
+from ..files import atomic_write
 from ..model import modeling_artgraph_vit as modeling
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from .card import FIGURES, CardOptions, render_card
@@ -244,7 +244,7 @@ def _without_paths(path: Path) -> bytes:
 def _remember(publication: Publication) -> None:
     """Keeps the card and what was answered in the folder, for the next push."""
     folder = publication.folder
-    with written_whole(folder / "README.md") as part:
+    with atomic_write(folder / "README.md") as part:
         part.write_text(publication.card, encoding="utf-8")
     if publication.results != json.loads((folder / "results.json").read_text(encoding="utf-8")):
         write_results(publication.results, folder)

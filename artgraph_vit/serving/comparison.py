@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.decisions import THRESHOLD, label_scores
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..model.tasks import Task
+from ..model.tasks import THRESHOLD, Task, label_scores
 
 PIXELS, EMBEDDING = "pixel_values", "embedding"
 

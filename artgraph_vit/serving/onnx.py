@@ -26,9 +26,8 @@ from transformers import BaseImageProcessor
 
 from .. import __version__
 from ..errors import UserError
-from ..model.decisions import THRESHOLD
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..model.tasks import OTHER
+from ..model.tasks import OTHER, THRESHOLD
 from .comparison import EMBEDDING, PIXELS, Comparison, Probabilities, compare_onnx
 from .preprocessing import describe_preprocessing
 

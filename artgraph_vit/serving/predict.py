@@ -28,9 +28,9 @@ from ..data.batches import PictureTransform, PixelNormalizer
 from ..data.decoding import DecodedPicture, PictureDecoder, decode_ahead
 from ..data.exact import exact_mark
 from ..errors import UserError
-from ..files import alone_in, named_errors, written_whole
-from ..model.decisions import THRESHOLD
+from ..files import atomic_write, folder_lock, writing
 from ..model.pipeline_artgraph_vit import RESERVED, ArtGraphPipeline, ranked_labels
+from ..model.tasks import THRESHOLD
 from .source import Picture, Pictures
 
 PLAN = "plan.json"
@@ -94,7 +94,7 @@ def predict_pictures(
     normalizer = PixelNormalizer(transform.image_processor)
     predictor = _Predictor(pipe, normalizer, top_k, threshold, embeddings, bf16)
     lock = folder / ".locks" / str(process_index)
-    with alone_in(lock, folder):
+    with folder_lock(lock, folder):
         _begin(folder, plan, process_index)
         shards = _Shards(folder / "data", shard_rows, process_index, num_processes)
         part = f", part {process_index + 1} of {num_processes}" if num_processes > 1 else ""
@@ -232,7 +232,7 @@ class _Shards:
             yield picture
 
     def write(self, number: int, rows: list[dict[str, Any]], features: Features) -> None:
-        with written_whole(self.path(number), self.process_index) as part:
+        with atomic_write(self.path(number), self.process_index) as part:
             Dataset.from_list(rows, features=features).to_parquet(part)
 
     def paths(self) -> list[Path]:
@@ -242,7 +242,7 @@ class _Shards:
 
 def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
     """Writes the plan, or checks that it is this one; processes that begin together write the same."""
-    with named_errors(folder):
+    with writing(folder):
         (folder / "data").mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
     if not path.is_file():
@@ -250,7 +250,7 @@ def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
         others = [child for child in folder.iterdir() if not child.name.startswith(ours)]
         if others or any((folder / "data").iterdir()):
             raise UserError(f"{folder} is not empty and no predictions were begun there: choose another folder.")
-        with written_whole(path, process_index) as part:
+        with atomic_write(path, process_index) as part:
             part.write_text(json.dumps(plan), encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
     if found != plan:
@@ -269,6 +269,6 @@ def _finish(folder: Path, shards: _Shards, plan: dict[str, Any]) -> dict[str, An
         rows = pq.read_table(path, columns=["name", "error"]).to_pylist()
         bad += [{"name": row["name"], "reason": row["error"]} for row in rows if row["error"] is not None]
     report = {"pictures": shards.seen, "model": plan["model"], "embeddings": plan["embeddings"], "bad_pictures": bad}
-    with written_whole(folder / REPORT, shards.process_index) as part:
+    with atomic_write(folder / REPORT, shards.process_index) as part:
         part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report

@@ -5,8 +5,7 @@ Everything a user can get wrong in the data is found here, before any training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
 from ..data import (
@@ -32,14 +29,12 @@ from ..data.options import EMBEDDED, DataArguments, read_artworks
 from ..data.sources.prepared import is_prepared
 from ..data.splits import divide_by_split
 from ..data.streamed_source import StreamedSource
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..model.backbones import refuse_unsuitable, set_options
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
-from ..model.limits import refuse_absurd_processor
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..model.tasks import Task
 from .arguments import ModelArguments
-from .checkpoints import SEAL, damage
 from .class_statistics import set_label_statistics, start_biases_at_prior, start_log_variances_at_prior
 from .image_size import refuse_fixed_size, refuse_unfit_size, with_image_size
 
@@ -111,53 +106,19 @@ def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
     Raises:
         UserError: if there is no such backbone, or an option of the model has a wrong value.
     """
-    with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
+    with as_user_error(f"The backbone {model.backbone!r} cannot be used"):
         backbone_config = load_backbone_config(model.backbone, model.backbone_revision)
         refuse_unsuitable(backbone_config, model.pooling)
         image_processor = AutoImageProcessor.from_pretrained(
             model.backbone, revision=model.backbone_revision, trust_remote_code=False
         )
-    with _as_user_error("The options of the model are wrong"):
+    with as_user_error("The options of the model are wrong"):
         set_options(backbone_config, _backbone_options(model))
         ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
         if model.image_size is not None:
             refuse_unfit_size(model.image_size, backbone_config)
             image_processor = with_image_size(image_processor, model.image_size)
     return image_processor
-
-
-def load_checkpoint(
-    name_or_path: str, revision: str | None = None
-) -> tuple[ArtGraphViTForImageClassification, BaseImageProcessor]:
-    """A trained model and its image processor.
-
-    Raises:
-        UserError: if there is none, or it is damaged.
-    """
-    folder = Path(name_or_path)
-    is_path = name_or_path.startswith((".", "/", "~")) or (folder.parent != Path() and folder.parent.is_dir())
-    if is_path and not folder.is_dir():  # else it would be looked for on the Hub
-        raise UserError(f"There is no folder {name_or_path!r}: give the folder of a trained model, or a Hub id.")
-    if (folder / SEAL).exists() or (folder.is_dir() and folder.name.startswith("checkpoint-")):
-        problem = damage(folder)
-        if problem:
-            raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
-    with _as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
-        model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
-        image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-        refuse_absurd_processor(image_processor)
-        return model, image_processor
-
-
-@contextmanager
-def _as_user_error(what: str) -> Iterator[None]:
-    """Loading code of other libraries says what is wrong by OSError or ValueError, in several lines."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _model_options(model: ModelArguments) -> dict[str, Any]:
@@ -186,9 +147,9 @@ def build_model(
                 f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks, or keep "
                 "its head with --missing_tasks unknown."
             )
-    with _as_user_error("The options of the model are wrong"):
+    with as_user_error("The options of the model are wrong"):
         ArtGraphViTConfig(tasks=list(tasks), **_model_options(model))
-    with _as_user_error(f"The backbone {model.backbone!r} cannot be used"):
+    with as_user_error(f"The backbone {model.backbone!r} cannot be used"):
         built = ArtGraphViTForImageClassification.from_backbone(
             model.backbone,
             tasks,

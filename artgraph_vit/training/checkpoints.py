@@ -1,15 +1,10 @@
 """Checkpoints that can be trusted: which one a run starts from, and whether it is whole.
 
-A checkpoint is sealed when all of its files are on the disk: `checkpoint.json` lists them with size and SHA-256. A
-folder without it was not written to its end, and one that does not match it was damaged later; either is named, and
-the newest whole one is used.
+One that is not whole (see loading.py) is named, and the newest whole one is used.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,11 +18,10 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from ..errors import UserError
+from ..loading import MANIFEST, verify_checkpoint
 from .arguments import ArtGraphTrainingArguments
 
 logger = logging.get_logger(__name__)
-
-SEAL = "checkpoint.json"
 
 
 def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | None:
@@ -87,7 +81,7 @@ def _decide(folder: Path, wanted: str | bool | None) -> str | None:
     checkpoint = Path(str(wanted))
     if not (checkpoint / "trainer_state.json").is_file():
         raise UserError(f"{checkpoint} is not a checkpoint of a run: it has no trainer_state.json.")
-    problem = damage(checkpoint)
+    problem = verify_checkpoint(checkpoint)
     if problem:
         raise UserError(f"{checkpoint} is not whole: {problem}. Resume from another checkpoint.")
     return str(checkpoint)
@@ -101,46 +95,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _newest_whole(folder: Path) -> Path | None:
     for path in _checkpoints(folder):
-        problem = damage(path)
+        problem = verify_checkpoint(path)
         if problem is None:
             return path
         logger.warning_once("%s is not whole (%s) and is left out.", path, problem)
-    return None
-
-
-def seal(checkpoint: Path) -> None:
-    """Puts all files of a checkpoint on the disk, and then the list of them."""
-    files = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    unfinished = checkpoint / f"{SEAL}.part"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump({"files": files}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, checkpoint / SEAL)
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
-    try:
-        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return "it was not written to its end"
-    except (ValueError, KeyError, TypeError):
-        return f"its {SEAL} cannot be read"
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                return f"{name} has changed since it was written"
     return None
 
 
@@ -159,7 +117,7 @@ def saving(folder: Path) -> Iterator[None]:
             raise
         if folder.name.startswith("checkpoint-"):
             shutil.rmtree(folder, ignore_errors=True)
-        held = [path for path in _checkpoints(folder.parent) if path != folder and (path / SEAL).exists()]
+        held = [path for path in _checkpoints(folder.parent) if path != folder and (path / MANIFEST).exists()]
         last = (
             f"{held[0].name} is whole: mend the disk and pass --resume_from_checkpoint last"
             if held

@@ -29,10 +29,11 @@ from transformers.utils import logging
 from ..data.batches import augmentation_of
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError
+from ..loading import verify_checkpoint, write_manifest
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .arguments import ArtGraphTrainingArguments
 from .averaging import AveragingTrainer
-from .checkpoints import checkpoint_to_resume, damage, refuse_full_disk, saving, seal
+from .checkpoints import checkpoint_to_resume, refuse_full_disk, saving
 from .features import FeatureRows, frozen_features
 from .layer_decay import layer_scales, parameter_groups
 from .record import RunRecord
@@ -244,7 +245,7 @@ class ArtGraphTrainer(AveragingTrainer):
             with saving(folder):
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and nothing reads it
-                    seal(folder)
+                    write_manifest(folder)
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
@@ -257,7 +258,7 @@ class ArtGraphTrainer(AveragingTrainer):
         self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:
-        problem = damage(Path(str(self.state.best_model_checkpoint)))
+        problem = verify_checkpoint(Path(str(self.state.best_model_checkpoint)))
         if problem:
             raise UserError(
                 f"The best checkpoint, {self.state.best_model_checkpoint}, is not whole: {problem}. Training is "
@@ -275,7 +276,7 @@ class ArtGraphTrainer(AveragingTrainer):
         saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if self.args.load_best_model_at_end and saved.best_global_step:
             best = _best_beside(checkpoint, saved)
-            problem = damage(best) if best.is_dir() else "it is missing"
+            problem = verify_checkpoint(best) if best.is_dir() else "it is missing"
             if problem:
                 raise UserError(
                     f"The best checkpoint so far, {best}, is not whole: {problem}. Bring it back, or pass "

@@ -21,12 +21,12 @@ from ..evaluation.choose import TUNED, KeptScores, Scores, choose, measure
 from ..evaluation.figures import draw_confusions
 from ..evaluation.results import split_metrics, write_labels, write_results
 from ..evaluation.thresholds import SHRUNK
-from ..files import written_whole
+from ..files import atomic_write
+from ..loading import MANIFEST
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..model.tasks import Task
 from ..publishing.card import CardOptions, write_card
-from .checkpoints import SEAL
 from .class_statistics import log_prior
 from .recipe import departures
 from .trainer import ArtGraphTrainer
@@ -126,7 +126,7 @@ def folder_to_tune(checkpoint: str, save_to: str | None) -> Path:
         raise UserError(
             f"{checkpoint!r} is no folder here whose config could be changed: pass --save_to FOLDER for a tuned copy."
         )
-    if (folder / SEAL).exists():
+    if (folder / MANIFEST).exists():
         raise UserError(
             f"{checkpoint} is a checkpoint of training, which is sealed and stays as it is: pass --save_to FOLDER for "
             "a tuned copy."
@@ -162,7 +162,7 @@ def write_tuned_config(config: ArtGraphViTConfig, folder: Path) -> None:
     """Changes what was tuned in the `config.json` of a folder, and nothing else there."""
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | {name: getattr(config, name) for name in TUNED}
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from artgraph_vit import ArtGraphPipeline, ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
+from artgraph_vit.loading import load_model
 from artgraph_vit.model.configuration_artgraph_vit import load_backbone_config
 from artgraph_vit.model.tasks import SINGLE_LABEL
-from artgraph_vit.training.build import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 GENRE = {"name": "genre", "problem_type": SINGLE_LABEL, "labels": ["portrait", "landscape"]}
@@ -552,4 +552,4 @@ def test_an_image_processor_that_makes_huge_pictures_is_refused(build_model, tmp
         ArtGraphPipeline.from_pretrained(tmp_path)
     one_sentence(caught.value)
     with pytest.raises(ValueError, match="use an integer from 1 to 4,096"):
-        load_checkpoint(str(tmp_path))
+        load_model(str(tmp_path))

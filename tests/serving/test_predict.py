@@ -18,7 +18,7 @@ from datasets import load_dataset
 from artgraph_vit.data import DataError, PictureTransform, decoding
 from artgraph_vit.data.bad_pictures import DEADLY
 from artgraph_vit.errors import UserError
-from artgraph_vit.files import alone_in
+from artgraph_vit.files import folder_lock
 from artgraph_vit.serving.predict import model_digest
 from artgraph_vit.serving.source import Picture, open_pictures
 
@@ -221,7 +221,7 @@ def test_a_second_run_of_the_same_process_is_refused(model_folder, picture_folde
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        alone_in(tmp_path / "out" / ".locks" / "1"),
+        folder_lock(tmp_path / "out" / ".locks" / "1"),
         pytest.raises(UserError, match=r"Another run is writing to .*out:"),
     ):
         predict(model_folder, picture_folder, tmp_path / "out")

@@ -13,9 +13,9 @@ from transformers import EarlyStoppingCallback
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
+from artgraph_vit.loading import load_model, verify_checkpoint, write_manifest
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
-from artgraph_vit.training.build import load_checkpoint
-from artgraph_vit.training.checkpoints import checkpoint_to_resume, damage, saving, seal
+from artgraph_vit.training.checkpoints import checkpoint_to_resume, saving
 from artgraph_vit.training.record import RunRecord
 
 from .processes import run_tiny
@@ -28,7 +28,7 @@ def write_checkpoint(folder: Path, step: int, is_sealed: bool = True) -> Path:
     (checkpoint / "trainer_state.json").write_text("{}")
     (checkpoint / "model.safetensors").write_bytes(b"weights" * 100)
     if is_sealed:
-        seal(checkpoint)
+        write_manifest(checkpoint)
     return checkpoint
 
 
@@ -92,9 +92,9 @@ def flip_a_bit(checkpoint: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(resume, tmp_path, caplog, harm, reason):
     whole, harmed = write_checkpoint(tmp_path, 4), write_checkpoint(tmp_path, 8)
-    assert damage(harmed) is None
+    assert verify_checkpoint(harmed) is None
     harm(harmed)
-    assert damage(harmed) == reason
+    assert verify_checkpoint(harmed) == reason
     assert resume("last") == str(whole)
     assert "checkpoint-8 is not whole" in caplog.text
     assert reason in caplog.text
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_plain_trainer_is_refused(finished, tmp_path):
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     del state["stateful_callbacks"]["RunRecord"]
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    seal(checkpoint)
+    write_manifest(checkpoint)
     with pytest.raises(UserError, match="was not written by ArtGraphTrainer"):
         tiny_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 
@@ -164,7 +164,7 @@ def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
     model = ArtGraphViTForImageClassification.from_pretrained(finished / "checkpoint-12")
     model.save_pretrained(checkpoint, max_shard_size="20KB")
     assert len(list(checkpoint.glob("model-*.safetensors"))) > 2
-    seal(checkpoint)
+    write_manifest(checkpoint)
     loaded = ArtGraphViTForImageClassification.from_pretrained(checkpoint)
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -176,7 +176,7 @@ def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
     index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
     shard = checkpoint / index["weight_map"]["heads.artist.bias"]
     shard.unlink()
-    seal(checkpoint)
+    write_manifest(checkpoint)
     with pytest.raises((UserError, OSError)):
         tiny_trainer(tmp_path / "lacking").train(resume_from_checkpoint=str(checkpoint))
 
@@ -207,9 +207,9 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_saved(tmp_path):
     assert "checkpoint-12 could not be written" in sentence
     assert "checkpoint-8 is whole: mend the disk and pass --resume_from_checkpoint last" in sentence
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
-    assert all(damage(path) is None for path in tmp_path.glob("checkpoint-*"))
+    assert all(verify_checkpoint(path) is None for path in tmp_path.glob("checkpoint-*"))
     run_tiny(tmp_path, "--resume", "last", "load_best_model_at_end=false")
-    assert damage(tmp_path / "checkpoint-16") is None
+    assert verify_checkpoint(tmp_path / "checkpoint-16") is None
 
 
 @pytest.mark.parametrize("options", [{"max_steps": 10}, {"num_train_epochs": 2.5}, {"max_steps": 6}])
@@ -264,10 +264,10 @@ def test_a_damaged_checkpoint_is_not_evaluated(finished, tmp_path):
     shutil.copytree(finished / "checkpoint-12", checkpoint)
     flip_a_bit(checkpoint)
     with pytest.raises(UserError, match=r"checkpoint-12' is not whole: model\.safetensors has changed"):
-        load_checkpoint(str(checkpoint))
+        load_model(str(checkpoint))
     (checkpoint / "checkpoint.json").unlink()
     with pytest.raises(UserError, match="it was not written to its end"):
-        load_checkpoint(str(checkpoint))
+        load_model(str(checkpoint))
 
 
 def test_a_process_that_is_gone_is_no_full_disk(tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerState
 
 from artgraph_vit import ArtGraphViTForImageClassification
-from artgraph_vit.training.checkpoints import damage
+from artgraph_vit.loading import verify_checkpoint
 from artgraph_vit.training.deepspeed_config import follow_arguments
 
 from .engine_run import ACCUMULATIONS, ENGINE_RUN, OPTIONS, WORDS, report
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_deepspeed_is_one_of_from_pretrained(one, two):
     checkpoints = sorted((two / "whole").glob("checkpoint-*"))
     assert len(checkpoints) == 8
     for checkpoint in checkpoints:
-        assert damage(checkpoint) is None
+        assert verify_checkpoint(checkpoint) is None
         names = {path.name for path in checkpoint.iterdir()}
         alone = {path.name for path in (one / "whole" / checkpoint.name).iterdir()}
         assert names - {"rng_state_0.pth", "rng_state_1.pth"} == alone - {"rng_state.pth"}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, TrainerState
 
 from artgraph_vit import ArtGraphViTForImageClassification
-from artgraph_vit.training.checkpoints import damage
+from artgraph_vit.loading import verify_checkpoint
 
 from .engine_run import ACCUMULATIONS, ENGINE_RUN, WORDS, report
 from .processes import SCRIPT, run_tiny
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_fsdp2_is_one_of_from_pretrained(two):
     checkpoints = sorted((two / "whole").glob("checkpoint-*"))
     assert len(checkpoints) == 8
     for checkpoint in checkpoints:
-        assert damage(checkpoint) is None
+        assert verify_checkpoint(checkpoint) is None
         names = {path.name for path in checkpoint.iterdir()}
         assert {"model.safetensors", "modeling_artgraph_vit.py", "tasks.py", "optimizer.bin"} <= names
         assert not any(name.startswith(("pytorch_model", "_fsdp")) for name in names)

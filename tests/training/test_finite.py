@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from artgraph_vit.errors import UserError
-from artgraph_vit.training.checkpoints import damage
+from artgraph_vit.loading import verify_checkpoint
 
 from .processes import run_tiny
 from .tiny import RandomArtworks, tiny_trainer
@@ -87,7 +87,7 @@ def test_what_was_saved_before_stays_whole(tmp_path):
     assert "nothing that was saved is lost" in failed.stderr.splitlines()[-1]
     checkpoints = list(tmp_path.glob("checkpoint-*"))
     assert {path.name for path in checkpoints} >= {"checkpoint-4", "checkpoint-8"}
-    assert all(damage(path) is None for path in checkpoints)
+    assert all(verify_checkpoint(path) is None for path in checkpoints)
     for path in checkpoints:
         history = json.loads((path / "trainer_state.json").read_text())["log_history"]
         assert all(entry["loss"] == entry["loss"] for entry in history if "loss" in entry)

@@ -23,8 +23,9 @@ from transformers import (
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator, PixelNormalizer
 from artgraph_vit.errors import UserError
+from artgraph_vit.loading import load_model
 from artgraph_vit.training.arguments import ModelArguments
-from artgraph_vit.training.build import build_model, load_checkpoint, load_image_processor
+from artgraph_vit.training.build import build_model, load_image_processor
 from artgraph_vit.training.image_size import refuse_fixed_size, with_image_size
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
@@ -86,7 +87,7 @@ def test_a_model_of_another_size_trains_and_is_the_same_from_disk_and_in_the_pip
     assert pixels.shape == (1, 3, 48, 48)
     with torch.no_grad():
         expected = model.eval()(pixels).logits
-        loaded, loaded_processor = load_checkpoint(str(args.output_dir))
+        loaded, loaded_processor = load_model(str(args.output_dir))
         assert loaded.config.image_size == 48
         assert dict(loaded_processor.size) == dict(processor.size)
         logits = loaded.eval()(loaded_processor(picture, return_tensors="pt")["pixel_values"]).logits

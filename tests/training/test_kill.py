@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from artgraph_vit.training.checkpoints import damage
+from artgraph_vit.loading import verify_checkpoint
 
 from .processes import SCRIPT, final_weights, run_tiny
 
@@ -84,7 +84,7 @@ def assert_close(actual: dict, expected: dict, tolerance: float) -> None:
 def test_a_run_killed_often_ends_like_one_that_was_not(uninterrupted, tmp_path, kills):
     for number, kill in enumerate(kills):
         # Where there is a checkpoint, all weights must come from it.
-        seed = number if any(damage(path) is None for path in tmp_path.glob("checkpoint-*")) else 0
+        seed = number if any(verify_checkpoint(path) is None for path in tmp_path.glob("checkpoint-*")) else 0
         killed = run_tiny(tmp_path, *kill, "--resume", "auto", "--model-seed", seed, *OPTIONS, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
         if kill[0] == "--kill-in-save":

@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.errors import UserError
+from artgraph_vit.loading import write_manifest
 from artgraph_vit.model.tasks import UNKNOWN
-from artgraph_vit.training.checkpoints import seal
 
 from .processes import final_weights, run_tiny
 from .tiny import EVAL_ROWS, TASKS, RandomArtworks, tiny_trainer
@@ -217,7 +217,7 @@ def test_a_checkpoint_without_exactly_the_models_tensors_is_refused(uninterrupte
     else:
         tensors["heads.medium.bias"] = torch.zeros(2)
     save_file(tensors, path, metadata={"format": "pt"})
-    seal(tmp_path / "checkpoint-4")
+    write_manifest(tmp_path / "checkpoint-4")
     with pytest.raises(ValueError, match=change) as error:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert ("heads.artist.bias" if change == "missing" else "heads.medium.bias") in str(error.value)

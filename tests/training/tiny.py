@@ -150,7 +150,7 @@ def kill_in_save(trainer: ArtGraphTrainer, step: int, stage: str) -> None:
         instead(trainer, "_save_optimizer_and_scheduler", tear)
     else:
         assert stage == "unsealed"
-        instead(trainer_module, "seal", lambda original, *args: None)
+        instead(trainer_module, "write_manifest", lambda original, *args: None)
 
 
 def tiny_model(seed: int = 0, **config) -> ArtGraphViTForImageClassification:
