@@ -146,8 +146,8 @@ class ArtGraphCollator:
 
     Reads `pixel_values`, or `pooled` where the backbone's features were computed before, and one key a task. Returns
     `pixel_values`, `(B, 3, H, W)`, bytes (see [`PixelNormalizer`]) or floats as the rows have them, or `pooled`, float
-    `(B, hidden)`; and `labels`, a dict of int64 `(B,)` for single-label and float32 `(B, C)` for multi-label tasks;
-    -100 where unknown.
+    `(B, hidden)`; `labels`, a dict of int64 `(B,)` for single-label and float32 `(B, C)` for multi-label tasks, -100
+    where unknown; and `numbers`, int64 `(B,)`, of rows that know their `number`.
 
     Args:
         tasks (`Sequence[Task]`): with their labels.
@@ -163,6 +163,8 @@ class ArtGraphCollator:
         batch = {key: torch.stack([row[key] for row in rows]), "labels": self.labels(rows)}
         if self.with_names and "name" in rows[0]:
             batch["names"] = [row["name"] for row in rows]
+        if "number" in rows[0]:
+            batch["numbers"] = torch.tensor([row["number"] for row in rows])
         return batch
 
     def labels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -18,51 +18,51 @@ from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
 from .backbones import build_backbone_config
 from .limits import MAX_PARAMETERS, MAX_SIDE, one_line, refuse_absurd, refuse_code, shortened
-from .task_weighting import LEARNING_RULES, RULES, TaskWeighting
+from .losses import MULTILABEL_REDUCTIONS, WEIGHTINGS
 from .tasks import Task
 
 POOLINGS = ("cls", "mean", "cls_mean", "pooler")
-MULTILABEL_LOSSES = ("bce", "asymmetric")
-MULTILABEL_REDUCTIONS = ("known_rows", "all_rows")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": POOLINGS,
-    "task_weighting": tuple(RULES),
+    "task_weighting": WEIGHTINGS,
     "multilabel_reduction": MULTILABEL_REDUCTIONS,
-    "multilabel_loss": MULTILABEL_LOSSES,
 }
 # What each number may be, and how to say so.
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "head_dropout": (lambda value: 0 <= value < 1, "a probability of at least 0 and below 1"),
     "loss_epsilon": (lambda value: 0 <= value <= 1e-6, "a number from 0 to 1e-6"),
-    "task_weighting_temperature": (lambda value: 0 < value < math.inf, "a number above 0"),
     # Between 0 and 1 the gradient of the focusing has no bound.
-    "asymmetric_gamma_negative": (lambda value: value == 0 or 1 <= value < math.inf, "0, or a number of at least 1"),
-    "asymmetric_gamma_positive": (lambda value: value == 0 or 1 <= value < math.inf, "0, or a number of at least 1"),
-    "asymmetric_margin": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
     "max_positive_weight": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
-    "logit_adjustment": (lambda value: 0 <= value < math.inf, "a number of at least 0"),
 }
 # Options of one way to do it, which would be ignored with another.
 _ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    "asymmetric_gamma_negative": ("multilabel_loss", ("asymmetric",)),
-    "asymmetric_gamma_positive": ("multilabel_loss", ("asymmetric",)),
-    "asymmetric_margin": ("multilabel_loss", ("asymmetric",)),
     "loss_epsilon": ("task_weighting", ("uncertainty",)),
-    "task_weighting_temperature": ("task_weighting", ("soft_uncertainty",)),
-    "max_task_weight": ("task_weighting", (*LEARNING_RULES, "soft_uncertainty", "log")),
 }
 MAX_TASKS = 1_000
 MAX_LABELS = 1_000_000  # over all tasks: far above any vocabulary, far below what exhausts a machine
 MAX_LABEL_LENGTH = 1_000  # characters
 # Names that transformers itself writes into a config.json although they are no fields of a config.
-_WRITTEN_BY_TRANSFORMERS = {"auto_map", "model_type", "torch_dtype", "attn_implementation", "num_labels"} | {
-    "custom_pipelines",
-    "quantization_config",
-    "use_cache",
-    "name_or_path",
-    "output_attentions",
-}
+_WRITTEN_BY_TRANSFORMERS = (
+    {
+        "task_weighting_temperature",
+        "asymmetric_gamma_negative",
+        "asymmetric_gamma_positive",
+        "asymmetric_margin",
+        "logit_adjustment",
+        "max_task_weight",
+        "multilabel_loss",
+        "logit_offsets",
+    }
+    | {"auto_map", "model_type", "torch_dtype", "attn_implementation", "num_labels"}
+    | {
+        "custom_pipelines",
+        "quantization_config",
+        "use_cache",
+        "name_or_path",
+        "output_attentions",
+    }
+)
 # transformers gives every config two labels of no meaning; others would be a second list of labels beside the tasks.
 _NO_LABELS: dict[str, tuple] = {
     "num_labels": (2,),
@@ -133,20 +133,12 @@ class ArtGraphViTConfig(PreTrainedConfig):
     head_dropout: float = 0.3
     loss_epsilon: float = 1e-8
     task_weighting: str = "uncertainty"
-    max_task_weight: float | None = None
     task_weights: dict | None = None
-    task_weighting_temperature: float = 1.0
     multilabel_reduction: str = "known_rows"
-    multilabel_loss: str = "bce"
-    asymmetric_gamma_negative: float = 4.0
-    asymmetric_gamma_positive: float = 1.0
-    asymmetric_margin: float = 0.05
     max_positive_weight: float = 1.0
     label_smoothing: float = 0.0
-    logit_adjustment: float = 0.0
     thresholds: dict = field(default_factory=dict)
     temperatures: dict = field(default_factory=dict)
-    logit_offsets: dict = field(default_factory=dict)
     tuning: dict = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -266,13 +258,9 @@ class ArtGraphViTConfig(PreTrainedConfig):
                     f"{name}={shortened(value)} does nothing with {option}={getattr(self, option)!r}, only with "
                     f"{' or '.join(wanted)}: leave it out."
                 )
-        if self.tasks and self.logit_adjustment and all(task.is_multi_label for task in self.tasks):
-            raise ValueError("logit_adjustment is for single-label tasks, and there is none: leave it out.")
         if self.tasks and self.max_positive_weight > 1 and not any(task.is_multi_label for task in self.tasks):
             raise ValueError("max_positive_weight is for multi-label tasks, and there is none: leave it out.")
-        most, names = self.max_task_weight, [task.name for task in self.tasks]
-        if most is not None and not (type(most) in (int, float) and 0 < most < math.inf):
-            raise ValueError(f"max_task_weight={shortened(most)}: use a number above 0, or leave it out.")
+        names = [task.name for task in self.tasks]
         if self.task_weighting != "fixed":
             if self.task_weights:
                 raise ValueError(
@@ -290,7 +278,7 @@ class ArtGraphViTConfig(PreTrainedConfig):
 
     def _check_decisions(self) -> None:
         """Thresholds, temperatures and offsets: each of a task, and as many numbers as it has labels."""
-        for name in ("thresholds", "temperatures", "logit_offsets", "tuning"):
+        for name in ("thresholds", "temperatures", "tuning"):
             value = getattr(self, name)
             if not isinstance(value, (dict, type(None))):
                 raise ValueError(f"{name}={shortened(value)}: give a dict with the {name} of each task.")
@@ -313,16 +301,6 @@ class ArtGraphViTConfig(PreTrainedConfig):
                 raise ValueError(f"temperatures names {name!r}, which is not a task of this config.")
             if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
                 raise ValueError(f"temperatures[{name!r}] must be a number above 0.")
-        for name, offsets in self.logit_offsets.items():
-            task = by_name.get(name)
-            if task is None or task.is_multi_label:
-                raise ValueError(f"logit_offsets names {name!r}, which is not a single-label task of this config.")
-            if (
-                not isinstance(offsets, (list, tuple))
-                or len(offsets) != task.num_labels
-                or not all(type(value) in (int, float) and math.isfinite(value) for value in offsets)
-            ):
-                raise ValueError(f"logit_offsets[{name!r}] must be {task.num_labels} numbers, one for each label.")
 
     def _refuse_absurd_heads(self) -> None:
         if self.hidden_size * sum(task.num_labels for task in self.tasks) > MAX_PARAMETERS // 10:
@@ -337,17 +315,6 @@ class ArtGraphViTConfig(PreTrainedConfig):
         backbone: Any = self.backbone_config
         hidden = backbone.hidden_size if hasattr(backbone, "hidden_size") else backbone.hidden_sizes[-1]
         return 2 * hidden if self.pooling == "cls_mean" else hidden
-
-    @property
-    def weighting(self) -> TaskWeighting:
-        """How the losses of the tasks are joined."""
-        return TaskWeighting(
-            rule=self.task_weighting,
-            epsilon=self.loss_epsilon,
-            max_weight=self.max_task_weight,
-            fixed=tuple((self.task_weights or {}).get(task.name, 1.0) for task in self.tasks),
-            temperature=self.task_weighting_temperature,
-        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "tasks": [task.to_dict() for task in self.tasks]}

@@ -8,16 +8,18 @@ exactly the model's tensors is an error. This file travels to the Hub with the w
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from .backbones import (
     count_prefix_tokens,
@@ -29,10 +31,17 @@ from .backbones import (
     without_pooler,
 )
 from .configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
-from .heads import TaskHead
-from .loading import refuse_incomplete, refuse_pickles
-from .losses import known_rows
-from .task_weighting import join_task_losses
+from .losses import (
+    Target,
+    join_losses,
+    known_rows,
+    multi_label_denominator,
+    multi_label_numerator,
+    single_label_denominator,
+    single_label_numerator,
+    soft_targets,
+    task_weights,
+)
 from .tasks import THRESHOLD, Task, predicted_labels
 
 
@@ -57,6 +66,44 @@ class ArtGraphViTOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+class TaskHead(nn.Linear):
+    """From the pooled vector to the logits of one task, and their loss; knows what its loss needs of the labels.
+
+    Buffers, float32 `(C,)`: `class_weights` of a single-label task; `positive_weights` of a multi-label task, where
+    the config bounds them above 1.
+
+    Args:
+        task (`Task`).
+        config ([`ArtGraphViTConfig`]).
+    """
+
+    def __init__(self, task: Task, config: ArtGraphViTConfig):
+        super().__init__(config.hidden_size, task.num_labels)
+        self.task, self.config = task, config
+        if not task.is_multi_label:
+            self.class_weights = nn.Buffer(torch.ones(task.num_labels))
+        elif config.max_positive_weight > 1:
+            self.positive_weights = nn.Buffer(torch.ones(task.num_labels))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Logits `(B, C)`, divided by the temperature by which the config calibrates them, where it does."""
+        logits = super().forward(pooled)
+        temperature = self.config.temperatures.get(self.task.name)
+        return logits if temperature is None else logits / temperature
+
+    def loss_numerator(self, logits: Tensor, target: Target) -> Tensor:
+        """What the rows given add to the numerator of the task's loss: a scalar."""
+        if self.task.is_multi_label:
+            return multi_label_numerator(logits, target, getattr(self, "positive_weights", None))
+        return single_label_numerator(logits, target, self.class_weights)
+
+    def loss_denominator(self, target: Target) -> Tensor:
+        """What the numerator is divided by: a scalar."""
+        if self.task.is_multi_label:
+            return multi_label_denominator(target, self.config.multilabel_reduction)
+        return single_label_denominator(target, self.class_weights)
+
+
 class ArtGraphViTForImageClassification(PreTrainedModel):
     """A vision backbone with one classification head for each task of its config.
 
@@ -75,7 +122,7 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
     accepts_loss_kwargs = False  # the Trainer divides no loss of ours: see training/trainer.py
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ["log_variances", "class_weights", "log_prior", "positive_weights"]
+    _keep_in_fp32_modules_strict = ["log_variances", "class_weights", "positive_weights"]
 
     def __init__(self, config: ArtGraphViTConfig):
         super().__init__(config)
@@ -99,7 +146,6 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         self.log_variances = nn.Parameter(torch.zeros(len(config.tasks)))  # (tasks,), in the config's order
         self._backbone_is_frozen = False
         self.post_init()
-        self.unfreeze_backbone()
 
     @classmethod
     def from_backbone(
@@ -154,7 +200,6 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 **without_pooler(backbone_config),
             )
             refuse_incomplete(loading_info, name_or_path, ignore_unexpected=True)
-            model.unfreeze_backbone()
         return model
 
     @classmethod
@@ -194,10 +239,8 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         pixel_values: Tensor | None = None,
         labels: Mapping[str, Tensor] | None = None,
         pooled: Tensor | None = None,
-        second_labels: Mapping[str, Tensor] | None = None,
-        share: Tensor | None = None,
+        targets: Mapping[str, Target] | None = None,
         denominators: Tensor | None = None,
-        step_losses: Tensor | None = None,
         log_term_share: float = 1.0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -211,13 +254,11 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 before, in place of `pixel_values`.
             labels (`dict[str, Tensor]`, *optional*): for each task int64 `(B,)` with -100 for unknown, or float
                 `(B, C)` of 0/1 with -100 for an unknown row or entry.
-            second_labels (`dict[str, Tensor]`, *optional*), share (`FloatTensor` of shape `(B,)`, *optional*): of
-                mixed pictures, the labels of the other picture, and the part of each row that `labels` carry.
+            targets (`dict[str, Target]`, *optional*): in place of labels, what [`make_targets`] makes of them; mixed
+                rows have no labels.
             denominators (`FloatTensor` of shape `(T,)`, *optional*): what to divide each task's numerator by, where
                 the batch is a part of an optimizer step (0 for a task with no known row in the whole step);
                 by default those of this batch.
-            step_losses (`FloatTensor` of shape `(T,)`, *optional*): then, the losses of the whole step, which some
-                rules of task weighting need.
             log_term_share (`float`, *optional*, defaults to 1): the part of the log σ terms this batch carries.
             output_hidden_states, output_attentions (`bool`, *optional*, default to the config's): return the
                 backbone's.
@@ -250,15 +291,14 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
 
         loss = task_losses = None
         if labels is not None:
-            is_known = None
+            targets = self.make_targets(labels)
+        if targets is not None:
             if denominators is None:
-                denominators, is_known = self.loss_denominators(labels, second_labels, share)
-            else:
-                is_known = denominators > 0
-            numerators = self.loss_numerators(logits, labels, second_labels, share)
-            losses = numerators / torch.where(is_known, denominators, 1.0)  # (T,)
-            weighting = self.config.weighting
-            loss = join_task_losses(losses, is_known, self.log_variances, weighting, log_term_share, step_losses)
+                sums, rows = self.loss_denominators(targets)
+                denominators = torch.where(rows > 0, sums, 0.0)
+            is_known = denominators > 0
+            losses = self.loss_numerators(logits, targets) / torch.where(is_known, denominators, 1.0)  # (T,)
+            loss = join_losses(losses, is_known, *self.task_weights(), log_term_share)
             task_losses = dict(zip(self.heads, losses.detach().unbind(), strict=True))
 
         output = ArtGraphViTOutput(
@@ -272,50 +312,46 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
 
-    def loss_numerators(
-        self,
-        logits: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-        second_labels: Mapping[str, Tensor] | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """The numerator of each task's loss over the rows given, shape `(T,)`."""
-        self._check_label_names(labels)
-        own = [head.loss_numerator(logits[name], labels[name], share) for name, head in self.heads.items()]
-        if second_labels is None:
-            return torch.stack(own)
-        assert share is not None
-        return torch.stack(own) + self.loss_numerators(logits, second_labels, share=1 - share)
+    def make_targets(self, labels: Mapping[str, Tensor]) -> dict[str, Target]:
+        """Soft targets of labels as [`forward`] takes them; in training, smoothed as the config says.
 
-    def loss_denominators(
-        self,
-        labels: Mapping[str, Tensor],
-        second_labels: Mapping[str, Tensor] | None = None,
-        share: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The denominator of each task's loss, shape `(T,)`, and whether it has a known row, bool `(T,)`."""
-        self._check_label_names(labels)
-        denominators = torch.stack([head.loss_denominator(labels[name], share) for name, head in self.heads.items()])
-        is_known = torch.stack([known_rows(labels[name], share) for name in self.heads]) > 0
-        if second_labels is None:
-            return denominators, is_known
-        assert share is not None
-        second, second_is_known = self.loss_denominators(second_labels, share=1 - share)
-        return denominators + second, is_known | second_is_known
+        Raises:
+            ValueError: if `labels` does not name exactly the tasks of the config.
+        """
+        if set(labels) != set(self.heads):
+            raise ValueError(
+                f"labels must name exactly the tasks {', '.join(self.heads)}; got {', '.join(labels) or 'none'}."
+            )
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return {name: soft_targets(labels[name], head.task, smoothing) for name, head in self.heads.items()}
+
+    def loss_numerators(self, logits: Mapping[str, Tensor], targets: Mapping[str, Target]) -> Tensor:
+        """The numerator of each task's loss over the rows given, shape `(T,)`."""
+        return torch.stack([head.loss_numerator(logits[name], targets[name]) for name, head in self.heads.items()])
+
+    def loss_denominators(self, targets: Mapping[str, Target]) -> tuple[Tensor, Tensor]:
+        """The denominator of each task's loss over the rows given, and how many of them are known, `(T,)` each."""
+        sums = torch.stack([head.loss_denominator(targets[name]) for name, head in self.heads.items()])
+        return sums, torch.stack([known_rows(targets[name]) for name in self.heads])
+
+    def task_weights(self) -> tuple[Tensor, Tensor]:
+        """By what each task's loss is multiplied, and what is added for it, `(T,)` each."""
+        config = self.config
+        fixed = [(config.task_weights or {}).get(task.name, 1.0) for task in config.tasks]
+        return task_weights(config.task_weighting, self.log_variances, config.loss_epsilon, fixed)
 
     def freeze_backbone(self) -> None:
-        """Only heads and log variances learn from now on; the backbone stays in eval mode and builds no graph."""
-        self.backbone.requires_grad_(False)
-        self.backbone.eval()
+        """Only heads and log variances learn from now on: the backbone stays in eval mode and builds no graph.
+
+        No flag of a parameter changes, so a model that is wrapped for several processes stays as it is.
+        """
         self._backbone_is_frozen = True
+        self.backbone.eval()
 
     def unfreeze_backbone(self) -> None:
-        """Everything learns from now on (but a mask token, which no picture here ever uses)."""
-        for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(not name.endswith("mask_token"))
-        self.backbone.train(self.training)
+        """Everything learns from now on."""
         self._backbone_is_frozen = False
-        self.log_variances.requires_grad_(self.config.weighting.learns)
+        self.backbone.train(self.training)
 
     def train(self, mode: bool = True) -> ArtGraphViTForImageClassification:
         """As in PyTorch, but a frozen backbone stays in eval mode."""
@@ -377,20 +413,57 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             raise ValueError(f"This model takes pictures of {size}x{size} pixels, not of {given}.")
         return {} if size is None else self._interpolation
 
-    def _check_label_names(self, labels: Mapping[str, Tensor]) -> None:
-        if set(labels) != set(self.heads):
-            raise ValueError(
-                f"labels must name exactly the tasks {', '.join(self.heads)}; got {', '.join(labels) or 'none'}."
-            )
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, TaskHead):
-            module.init_weights()
+            init.normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
+            for buffer in module.buffers():
+                init.ones_(buffer)
         elif module is self:
             init.zeros_(self.log_variances)
         else:
             super()._init_weights(module)
+
+
+def refuse_pickles(name_or_path: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
+    """An index of safetensors files may name pickles as well, which transformers would read."""
+    if name_or_path is None:
+        return
+    variant = f".{options['variant']}" if options.get("variant") else ""
+    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    index = cached_file(
+        str(name_or_path),
+        f"model.safetensors.index{variant}.json",
+        **{name: options[name] for name in hub if options.get(name) is not None},
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index is not None:
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        if not all(str(name).endswith(".safetensors") for name in weight_map.values()):
+            raise ValueError(
+                f"The checkpoint {str(name_or_path)!r} names weights that are no safetensors files, and these may run "
+                "code when they are read: save it again as safetensors."
+            )
+
+
+def refuse_incomplete(
+    loading_info: Mapping[str, Any], name_or_path: str | os.PathLike, ignore_unexpected: bool = False
+) -> None:
+    problems = {
+        "lacks": loading_info["missing_keys"],
+        "has another shape for": loading_info["mismatched_keys"],
+        "holds, but the model has no place for,": [] if ignore_unexpected else loading_info["unexpected_keys"],
+    }
+    for problem, names in problems.items():
+        if names:
+            listed = ", ".join(sorted(str(name) for name in names)[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise ValueError(
+                f"The checkpoint {str(name_or_path)!r} {problem} {len(names)} tensor(s): {listed}{more}. "
+                "It was made by another model or is damaged; nothing was loaded in part."
+            )
 
 
 ArtGraphViTConfig.register_for_auto_class()

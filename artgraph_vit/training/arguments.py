@@ -1,8 +1,8 @@
-"""The options of a run: the model, and `TrainingArguments` with the source's recipe; data/arguments.py has the data.
+"""The options of a run: the model, and `TrainingArguments` with the source's recipe; data/options.py has the data.
 
 The defaults are those of the published ArtGraph model: 35 epochs, 5 of them with a frozen backbone at 1e-3, then
 5e-5; batches of 32, AdamW's defaults, constant learning rate, gradient clipping at 1, dropout 0.3 before the heads,
-and the checkpoint with the best `avg_macro_f1`.
+and the checkpoint with the best `avg_macro_f1`. An option of `TrainingArguments` works, or is refused here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from transformers import SchedulerType, TrainingArguments
@@ -18,10 +18,16 @@ from transformers.utils import strtobool
 
 from ..data.options import choice
 from ..errors import UserError
-from ..model.configuration_artgraph_vit import MULTILABEL_LOSSES, MULTILABEL_REDUCTIONS
-from ..model.task_weighting import LEARNING_RULES, RULES
+from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from .class_statistics import CLASS_WEIGHTS
-from .deepspeed_config import follow_arguments, refuse_other_than_zero2
+
+_OF_CONFIG = {option.name: option for option in fields(ArtGraphViTConfig)}
+
+
+def of_config(name: str, **changes: Any) -> Any:
+    """An option that the model's config declares, with its default, help and choices."""
+    option = _OF_CONFIG[name]
+    return field(**{"default": option.default, "metadata": dict(option.metadata), **changes})
 
 
 @dataclass
@@ -38,75 +44,43 @@ class ModelArguments:
     from_scratch: bool = field(
         default=False, metadata={"help": "Take the backbone's config only and start from random weights."}
     )
-    pooling: str | None = field(
-        default=None, metadata={"help": "cls, mean, cls_mean or pooler; by default what fits the backbone."}
+    pooling: str | None = of_config(
+        "pooling", default=None, metadata={"help": "cls, mean, cls_mean or pooler; by default what fits the backbone."}
     )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "Pixels a side of the pictures, such as 384; by default what the backbone was trained on."},
-    )
+    image_size: int | None = of_config("image_size")
     drop_path_rate: float | None = field(
         default=None,
         metadata={"help": "Stochastic depth in the second phase; by default what the backbone's config says."},
     )
-    head_dropout: float = field(default=0.3, metadata={"help": "Probability of the dropout before the heads."})
-    loss_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of the joined loss."})
-    task_weighting: str = choice("uncertainty", tuple(RULES), "How the losses of the tasks are joined.")
-    max_task_weight: float | None = field(
-        default=None, metadata={"help": "The weight that no task's loss exceeds; by default there is no limit."}
-    )
-    task_weights: dict | str | None = field(
-        default=None, metadata={"help": 'For task_weighting fixed, as JSON: {"artist": 1.0, "tags": 10.0}.'}
-    )
-    task_weighting_temperature: float = field(
-        default=1.0, metadata={"help": "For task_weighting soft_uncertainty: the larger, the more equal the weights."}
-    )
+    head_dropout: float = of_config("head_dropout")
+    loss_epsilon: float = of_config("loss_epsilon")
+    task_weighting: str = of_config("task_weighting")
+    task_weights: dict | str | None = of_config("task_weights")
     log_variance_init: str = field(
         default="0", metadata={"help": "Where log variances start: a number, or auto, from the losses at the prior."}
     )
-    multilabel_reduction: str = choice(
-        "known_rows",
-        MULTILABEL_REDUCTIONS,
-        "What a multi-label loss is divided by; all_rows is the source's way.",
-    )
+    multilabel_reduction: str = of_config("multilabel_reduction")
     class_weights: str = choice(
         "balanced",
         tuple(CLASS_WEIGHTS),
         "Class weights of single-label losses, from the train split; balanced as in sklearn.",
     )
-    logit_adjustment: float = field(
-        default=0.0,
-        metadata={"help": "Tau of the logit adjustment in single-label losses; with class_weights none. 1 is usual."},
-    )
-    multilabel_loss: str = choice("bce", MULTILABEL_LOSSES, "Loss of multi-label tasks.")
-    asymmetric_gamma_negative: float = field(default=4.0, metadata={"help": "Focusing of the asymmetric loss."})
-    asymmetric_gamma_positive: float = field(default=1.0, metadata={"help": "The same for positives."})
-    asymmetric_margin: float = field(default=0.05, metadata={"help": "Probability below which a negative is free."})
-    max_positive_weight: float = field(
-        default=1.0,
-        metadata={"help": "Positives of multi-label tasks weigh negatives/positives, at most this; 1 for no weights."},
-    )
-    label_smoothing: float = field(default=0.0, metadata={"help": "Part of each label that is spread over all."})
-    head_bias: str = choice("zero", ("zero", "prior"), "Where the biases of the heads start.")
+    max_positive_weight: float = of_config("max_positive_weight")
+    label_smoothing: float = of_config("label_smoothing")
 
     def __post_init__(self) -> None:
         if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate:g}: use a number from 0 to below 1, such as 0.1.")
-        if self.log_variance_init != "0" and self.task_weighting not in LEARNING_RULES:
-            raise ValueError(
-                f"log_variance_init={self.log_variance_init!r} is for a task_weighting that learns log variances "
-                f"({', '.join(LEARNING_RULES)}), not for {self.task_weighting!r}: leave it out."
-            )
-        if self.logit_adjustment and self.class_weights != "none":
-            raise ValueError(
-                f"logit_adjustment={self.logit_adjustment:g} with class_weights={self.class_weights!r} would correct "
-                "for rare classes twice: choose class_weights none, or leave logit_adjustment out."
-            )
         if isinstance(self.task_weights, str):
             try:
                 self.task_weights = json.loads(self.task_weights)
             except json.JSONDecodeError as error:
                 raise ValueError(f'task_weights={self.task_weights!r} is not JSON like {{"artist": 1.0}}.') from error
+        if self.log_variance_init != "0" and self.task_weighting != "uncertainty":
+            raise ValueError(
+                f"log_variance_init={self.log_variance_init!r} is for task_weighting 'uncertainty', which learns log "
+                f"variances, not for {self.task_weighting!r}: leave it out."
+            )
         if self.log_variance_init != "auto":
             try:
                 is_number = math.isfinite(float(self.log_variance_init))
@@ -116,25 +90,48 @@ class ModelArguments:
                 raise ValueError(f"log_variance_init={self.log_variance_init!r}: use a number, or auto.")
 
 
+# Options of `TrainingArguments` that must have one value, and why not another.
+_ONLY: dict[str, tuple[Any, str]] = {
+    "label_names": (["labels"], "the collator gives labels under this name"),
+    "remove_unused_columns": (False, "pictures are decoded when they are fetched, and labels stand in columns"),
+    "batch_eval_metrics": (True, "metrics are counters, which are fed batch after batch"),
+    "label_smoothing_factor": (0.0, "it knows one task only: use label_smoothing"),
+    "prediction_loss_only": (False, "the metrics need the logits"),
+    "include_for_metrics": ([], "metrics are the trainer's own"),
+    "bf16_full_eval": (False, "it would round the weights for good: use bf16"),
+    "fp16_full_eval": (False, "it would round the weights for good: use fp16"),
+    "push_to_hub": (False, "it publishes Trainer's own card: run scripts/push.py afterwards"),
+    "auto_find_batch_size": (False, "a run starts with the batch that its recipe says: choose a smaller one"),
+    "enable_jit_checkpoint": (False, "it saves within a step, from where no run can go on exactly: use save_steps"),
+    "restore_callback_states_from_checkpoint": (False, "what callbacks have counted goes on by itself"),
+    "ignore_data_skip": (False, "a resumed run would see rows twice"),
+    "train_sampling_strategy": ("random", "pictures have no lengths, and an order is drawn for each epoch"),
+    "optim_target_modules": (None, "such an optimizer groups parameters itself, and the phases are groups"),
+    "deepspeed": (None, "DDP is the engine: with --bf16 and --gradient_checkpointing it trains a billion parameters"),
+    "fsdp": (None, "DDP is the engine: with --bf16 and --gradient_checkpointing it trains a billion parameters"),
+}
+_ACCELERATOR = {"split_batches": False, "dispatch_batches": False, "even_batches": True, "use_seedable_sampler": True}
+_ENGINES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
 @dataclass
 class ArtGraphTrainingArguments(TrainingArguments):
     """`TrainingArguments` with two phases and the source's recipe.
 
-    New: `frozen_epochs` (5), `frozen_learning_rate` (1e-3), `layer_decay` (1, see parameter_groups.py), `ema_decay`
-    (None, see averaging.py), `mixup_alpha` and `cutmix_alpha` (0, see data/mixing.py), `tune_thresholds` (False,
-    see tuning.py), `cache_frozen_features` (True) and `feature_cache_dir`.
-    Other defaults than those of `TrainingArguments`:
+    New: `frozen_epochs` (5), `frozen_learning_rate` (1e-3), `layer_decay` (1, see phases.py), `ema_decay` (None, see
+    averaging.py), `mixup_alpha` (0, see data/mixing.py), `tune_thresholds` (False), `cache_frozen_features` (True) and
+    `feature_cache_dir`. Other defaults than those of `TrainingArguments`:
 
     - 35 epochs, batches of 32, learning rate 5e-5 without decay, weight decay 0.01: the recipe (AdamW's defaults);
     - evaluation, logging and a checkpoint each epoch; the best by `avg_macro_f1` is loaded at the end, two are kept;
     - `batch_eval_metrics`: metrics are counters, so memory does not grow with the rows;
     - `label_names=["labels"]`, `remove_unused_columns=False`: labels are a dict, pictures are decoded when fetched;
-    - `ddp_find_unused_parameters=False`: every head is in every graph;
+    - `ddp_find_unused_parameters=True`: in phase `heads` the backbone gets no gradient;
     - `logging_nan_inf_filter=False`: it would hide a broken loss, and waits for the GPU at each step.
 
     Raises:
-        ValueError: if an option above has a value with which the trainer would be wrong.
-        UserError: if the launcher's processes would train apart, or with a DeepSpeed that does not work here.
+        ValueError: if an option has a value with which the trainer would be wrong.
+        UserError: if the launcher's processes would train apart, or it asks for another engine than DDP.
     """
 
     _argument_group_name: ClassVar[str] = "training"
@@ -151,7 +148,6 @@ class ArtGraphTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Evaluate and save an exponential moving average of the weights that keeps this a step."},
     )
-
     cache_frozen_features: bool = field(
         default=True,
         metadata={"help": "Compute the features of the frozen backbone once, and train the heads on them."},
@@ -159,29 +155,13 @@ class ArtGraphTrainingArguments(TrainingArguments):
     feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Where these features are kept; by default in the Hugging Face cache."}
     )
-
     mixup_alpha: float = field(
         default=0.0,
         metadata={"help": "Mix train pictures in pairs, with shares from Beta(alpha, alpha); 0 for no mixup."},
     )
-    cutmix_alpha: float = field(
-        default=0.0,
-        metadata={
-            "help": "Paste a box of one train picture into another, of an area from Beta(alpha, alpha); 0 for no "
-            "cutmix. With mixup too, each is taken for half of the batches."
-        },
-    )
-
     tune_thresholds: bool = field(
         default=False,
         metadata={"help": "In the end, choose temperatures and thresholds on the validation split, and save them."},
-    )
-    adjust_logits: bool = field(
-        default=False,
-        metadata={
-            "help": "When tuning, take as much of the classes' prior out of single-label scores as macro F1 wants; of "
-            "a model trained with class_weights none."
-        },
     )
 
     output_dir: str = field(default="runs/artgraph-vit", metadata={"help": "Folder for all that a run leaves."})
@@ -201,7 +181,7 @@ class ArtGraphTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Leave as it is."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Leave as it is."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})
+    ddp_find_unused_parameters: bool | None = field(default=True, metadata={"help": "Needed by phase heads."})
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -212,6 +192,34 @@ class ArtGraphTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide a loss that is not finite."})
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        for name, (value, reason) in _ONLY.items():
+            given = getattr(self, name)
+            if given != value and given not in (None, "", []):
+                raise ValueError(f"{name}={given!r}: leave it out; {reason}.")
+        for variable, engine in _ENGINES.items():
+            if strtobool(os.environ.get(variable, "false")):
+                raise UserError(
+                    f"The launcher asks for {engine}: use configs/accelerate/several_gpus.yaml. {_ONLY['fsdp'][1]} on "
+                    "a GPU of 80 GB."
+                )
+        super().__post_init__()
+        self._check_best_is_saved()
+        self._check_schedule()
+        if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
+            raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
+        if self.device.type == "cpu" and self.mixed_precision == "fp16":  # Trainer would train in float32 instead
+            raise ValueError("fp16 needs a GPU: leave it out, or use bf16, which CPUs have too.")
+        if not self.ddp_find_unused_parameters and self.frozen_epochs and self.world_size > 1:
+            raise ValueError("ddp_find_unused_parameters: the backbone gets no gradient in phase heads: leave it out.")
+        division: Any = self.accelerator_config
+        for name, value in _ACCELERATOR.items():
+            if bool(getattr(division, name)) != value:
+                raise ValueError(f"accelerator_config: {name} must be {str(value).lower()}, as by default.")
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns of it at each epoch
+
+    def _check_numbers(self) -> None:
         if self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs:g}: use a number above 0.")
         if not 0 <= self.frozen_epochs <= self.num_train_epochs or self.frozen_epochs != int(self.frozen_epochs):
@@ -225,62 +233,48 @@ class ArtGraphTrainingArguments(TrainingArguments):
             raise ValueError("layer_decay is for the second phase, and there is none: leave it out.")
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(f"warmup_steps={self.warmup_steps:g}: use a whole number, or a part of a phase below 1.")
-        if self.layer_decay < 1 and (self.optim_target_modules is not None or "lomo" in self.optim):
-            raise ValueError(f"layer_decay does not work with optim={self.optim}, which groups parameters itself.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay:g}: use a number between 0 and 1, such as 0.999.")
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name):g}: use a number of at least 0, which turns it off.")
-        needed = {"label_names": ["labels"], "remove_unused_columns": False, "batch_eval_metrics": True}
-        for name, value in needed.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name}={getattr(self, name)!r}: ArtGraphTrainer needs {value!r}; leave it out.")
+        if not 0 <= self.mixup_alpha < math.inf:
+            raise ValueError(f"mixup_alpha={self.mixup_alpha:g}: use a number of at least 0, which turns it off.")
         wanted = str(self.metric_for_best_model).removeprefix("eval_")
         if self.greater_is_better and (wanted == "loss" or wanted.endswith("_loss")):
             raise ValueError(
                 f"metric_for_best_model={wanted} is best where it is small: pass --greater_is_better false too."
             )
-        if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor knows one task only: use label_smoothing.")
-        if self.prediction_loss_only:
-            raise ValueError("prediction_loss_only does not work with several tasks.")
-        if self.bf16_full_eval or self.fp16_full_eval:
-            raise ValueError("bf16_full_eval and fp16_full_eval would round the weights for good: use bf16 or fp16.")
-        if self.push_to_hub:
+
+    def _check_best_is_saved(self) -> None:
+        """The best checkpoint must be one that exists."""
+        if not self.load_best_model_at_end or self.save_strategy == "best":
+            return
+        is_saved = self.eval_strategy == self.save_strategy
+        if is_saved and self.eval_strategy == "steps":
+            is_multiple = self.save_steps >= 1 and float(self.eval_steps or 0) % self.save_steps == 0
+            is_saved = self.eval_steps == self.save_steps or is_multiple
+        if not is_saved:
             raise ValueError(
-                "push_to_hub publishes Trainer's own card: leave it out, and run scripts/push.py afterwards."
+                "load_best_model_at_end needs a checkpoint at each evaluation: give save_strategy and save_steps as "
+                "eval_strategy and eval_steps, or --save_strategy best."
             )
-        if self.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
-            refuse_other_than_zero2(self.deepspeed)
-        super().__post_init__()
+
+    def _check_schedule(self) -> None:
         schedule = SchedulerType(self.lr_scheduler_type).value
-        if self.warmup_steps and schedule in ("constant", "reduce_lr_on_plateau", "greedy"):
+        if schedule in ("reduce_lr_on_plateau", "greedy"):
+            raise ValueError(f"lr_scheduler_type={schedule!r} knows no phases: use constant, linear or cosine.")
+        if self.warmup_steps and schedule == "constant":
             raise ValueError(
                 f"warmup_steps={self.warmup_steps:g} does nothing with lr_scheduler_type={schedule!r}: use cosine or "
                 "constant_with_warmup, or leave warmup_steps out."
             )
-        if self.deepspeed_plugin is not None:
-            follow_arguments(self)
-        if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
-            raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
-        if self.device.type == "cpu" and self.mixed_precision == "fp16":  # Trainer would train in float32 instead
-            raise ValueError("fp16 needs a GPU: leave it out, or use bf16, which CPUs have too.")
-        division: Any = self.accelerator_config
-        if division.split_batches or not division.even_batches or division.dispatch_batches:
-            raise ValueError(
-                "accelerator_config: split_batches and dispatch_batches must be false and even_batches true, as by "
-                "default."
-            )
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns of it at each epoch
+        if any(word in str(self.optim) for word in ("lomo", "galore", "apollo", "layerwise")):
+            raise ValueError(f"optim={str(self.optim)!r} groups parameters itself, as the phases do: choose another.")
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what a run learns; those of when to log and save, and how fast, are left out."""
         names = (
             *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-            *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
-            *("mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last"),
-            *("ema_decay", "layer_decay", "mixup_alpha", "cutmix_alpha"),
+            *("weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+            *("seed", "mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last"),
+            *("ema_decay", "layer_decay", "mixup_alpha"),
         )
         return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}

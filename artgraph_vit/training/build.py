@@ -35,7 +35,7 @@ from ..model.configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..model.tasks import Task
 from .arguments import ModelArguments
-from .class_statistics import set_label_statistics, start_biases_at_prior, start_log_variances_at_prior
+from .class_statistics import set_label_statistics, start_log_variances_at_prior
 from .image_size import refuse_fixed_size, refuse_unfit_size, with_image_size
 
 
@@ -161,8 +161,6 @@ def build_model(
     if model.image_size is not None:
         refuse_fixed_size(built, model.image_size, model.backbone)
     set_label_statistics(built, train_rows, model.class_weights)
-    if model.head_bias == "prior":
-        start_biases_at_prior(built, train_rows)
     if model.log_variance_init == "auto":
         start_log_variances_at_prior(built, train_rows)
     else:

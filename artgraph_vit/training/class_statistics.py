@@ -1,7 +1,7 @@
 """What the counts of labels in the train split do to a model before it is trained.
 
-Class weights, the prior of logit adjustment and the weights of positives go into the buffers of the heads; if asked
-for, the biases of the heads and the log variances start where a model that looks at no picture would end.
+Class weights and the weights of positives go into the buffers of the heads; if asked for, the log variances start
+where a model that looks at no picture would end.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data import ArtGraphCollator, known_row_count, label_counts
-from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..model.task_weighting import best_log_variances
+from ..model.losses import best_log_variances, soft_targets
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification, TaskHead
 from ..model.tasks import Task
-
-EFFECTIVE_NUMBER_BETA = 0.999
 
 
 def balanced_class_weights(counts: Tensor) -> Tensor:
@@ -39,14 +37,6 @@ def sqrt_class_weights(counts: Tensor) -> Tensor:
     return _of_mean_one(1 / counts.clamp(min=1).double().sqrt(), counts)
 
 
-def effective_number_class_weights(counts: Tensor, beta: float = EFFECTIVE_NUMBER_BETA) -> Tensor:
-    """Weights proportional to (1-β)/(1-β^n_c), whose mean over the rows is 1; as [`balanced_class_weights`].
-
-    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, equation 3.
-    """
-    return _of_mean_one((1 - beta) / (1 - beta ** counts.clamp(min=1).double()), counts)
-
-
 def equal_class_weights(counts: Tensor) -> Tensor:
     """1 for each class, float `(C,)`."""
     return torch.ones(len(counts))
@@ -55,7 +45,6 @@ def equal_class_weights(counts: Tensor) -> Tensor:
 CLASS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "balanced": balanced_class_weights,
     "sqrt": sqrt_class_weights,
-    "effective_number": effective_number_class_weights,
     "none": equal_class_weights,
 }
 
@@ -73,8 +62,6 @@ def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset
         buffers = dict(model.heads[task.name].named_buffers())
         if not task.is_multi_label:
             model.set_class_weights({task.name: CLASS_WEIGHTS[class_weights](counts)})
-        if "log_prior" in buffers:
-            buffers["log_prior"].copy_(log_prior(counts))
         if "positive_weights" in buffers:
             known, positives = known_row_count(rows, task), counts.clamp(min=1).double()
             weights = (known - positives) / positives
@@ -82,50 +69,34 @@ def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset
 
 
 @torch.no_grad()
-def start_biases_at_prior(model: ArtGraphViTForImageClassification, rows: Dataset) -> None:
-    """Sets the biases of the heads to the constant logits with the smallest cross-entropy on the train rows.
-
-    With class weights w and logit adjustment τ that is log(w·n) - τ·log π for the classes of a task, and with weights
-    w of positives it is log(w·p/(1-p)) for a label on the share p of the known rows. (The asymmetric loss has another
-    minimum; its biases start at this one.)
-    """
-    for task in model.config.tasks:
-        head = model.heads[task.name]
-        counts = label_counts(rows, task)
-        if task.is_multi_label:
-            positives = counts.double().clamp(min=0.5)  # half a row, where there is none
-            negatives = (known_row_count(rows, task) - counts).double().clamp(min=0.5)
-            bias = (positives / negatives).log()
-            if hasattr(head, "positive_weights"):
-                bias = bias + head.positive_weights.double().log()
-        else:
-            bias = (head.class_weights.double() * counts.clamp(min=1)).log()
-            bias = bias - bias.logsumexp(0)
-            if hasattr(head, "log_prior"):
-                bias = bias - model.config.logit_adjustment * head.log_prior.double()
-        head.bias.copy_(bias)
-
-
-@torch.no_grad()
 def start_log_variances_at_prior(model: ArtGraphViTForImageClassification, rows: Dataset) -> None:
     """Sets each log variance where the joined loss is smallest for a model that looks at no picture.
 
-    Its losses are those of the constant logits of [`start_biases_at_prior`], by the model's own loss functions.
+    Its losses are those of the constant logits with the smallest loss on the train rows, by the model's own loss: with
+    class weights w and counts n, log(w·n) for the classes of a task, and with weights w of positives log(w·p/(1-p))
+    for a label on the share p of the known rows.
     """
-    biases = {name: head.bias.clone() for name, head in model.heads.items()}
-    start_biases_at_prior(model, rows)
-    sums = torch.zeros(2, len(model.config.tasks), dtype=torch.float64)
+    constant = {name: _best_constant_logits(head, rows) for name, head in model.heads.items()}
+    sums = torch.zeros(3, len(model.config.tasks), dtype=torch.float64)  # numerators, denominators, known rows
     for labels in label_batches(rows, model.config.tasks):
+        targets = {name: soft_targets(labels[name], head.task) for name, head in model.heads.items()}
         size = len(next(iter(labels.values())))
-        logits = {name: head.bias.expand(size, -1) for name, head in model.heads.items()}
-        denominators, _ = model.loss_denominators(labels)
-        sums += torch.stack([model.loss_numerators(logits, labels), denominators]).double()
-    for name, bias in biases.items():
-        model.heads[name].bias.copy_(bias)
-    numerators, denominators = sums
-    losses = numerators / torch.where(denominators > 0, denominators, 1.0)
-    best = best_log_variances(losses, model.config.weighting)
-    model.log_variances.copy_(torch.where(denominators > 0, best, torch.zeros_like(best)))
+        logits = {name: values.expand(size, -1) for name, values in constant.items()}
+        sums += torch.stack([model.loss_numerators(logits, targets), *model.loss_denominators(targets)]).double()
+    numerators, denominators, known = sums
+    best = best_log_variances(numerators / torch.where(known > 0, denominators, 1.0))
+    model.log_variances.copy_(torch.where(known > 0, best, torch.zeros_like(best)))
+
+
+def _best_constant_logits(head: TaskHead, rows: Dataset) -> Tensor:
+    """float64 `(C,)`."""
+    counts = label_counts(rows, head.task).double()
+    if not head.task.is_multi_label:
+        return (head.class_weights.double() * counts.clamp(min=1)).log()
+    positives = counts.clamp(min=0.5)  # half a row, where there is none
+    negatives = (known_row_count(rows, head.task) - counts).clamp(min=0.5)
+    weights = getattr(head, "positive_weights", torch.ones(len(counts))).double()
+    return (weights * positives / negatives).log()
 
 
 def label_batches(rows: Dataset, tasks: Sequence[Task], size: int = 512) -> Iterator[Mapping[str, Tensor]]:
@@ -134,12 +105,6 @@ def label_batches(rows: Dataset, tasks: Sequence[Task], size: int = 512) -> Iter
     collator = ArtGraphCollator(tasks)
     for start in range(0, len(rows), size):
         yield collator.labels([rows[index] for index in range(start, min(start + size, len(rows)))])
-
-
-def log_prior(counts: Tensor) -> Tensor:
-    """The logarithm of each class's share of the rows, from their counts: float64 `(C,)`."""
-    counted = counts.double().clamp(min=1)  # a class without a row counts as one
-    return (counted / counted.sum()).log()
 
 
 def _of_mean_one(weights: Tensor, counts: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import slice_tensors
 from torch import Tensor
 from transformers import TrainerCallback
 
 from ..errors import UserError
-from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification, ArtGraphViTOutput
+from ..model.losses import Target
+from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 
 
 class _Answer:
@@ -40,7 +40,7 @@ class _Answer:
 class _MicroBatch(NamedTuple):
     is_finite: _Answer
     logits: Mapping[str, Tensor]
-    targets: Mapping[str, Any]
+    targets: Mapping[str, Target]
     names: Sequence[str] | None
 
 
@@ -56,13 +56,8 @@ class FiniteLossCheck(TrainerCallback):
         self._micro_batches: list[_MicroBatch] = []
         self._gradients: dict[int, _Answer] = {}  # by step
 
-    def add(self, output: ArtGraphViTOutput, targets: Mapping[str, Any], names: Sequence[str] | None) -> None:
-        """Takes note of a micro-batch of the step that is under way; `targets` are what its losses were made with:
-        `labels` and, of mixed rows, `second_labels` and `share`.
-        """
-        assert output.loss is not None  # it was made with labels
-        assert output.task_losses is not None
-        assert output.logits is not None
+    def add(self, output: Any, targets: Mapping[str, Target], names: Sequence[str] | None) -> None:
+        """Takes note of a micro-batch of the step that is under way, and of the targets of its losses."""
         losses = torch.stack([output.loss.detach(), *output.task_losses.values()])
         logits = {name: values.detach() for name, values in output.logits.items()}
         self._micro_batches.append(_MicroBatch(_Answer(losses), logits, targets, names))
@@ -101,9 +96,7 @@ class FiniteLossCheck(TrainerCallback):
     @torch.no_grad()
     def _describe(self, batch: _MicroBatch, step: int, process: int) -> str:
         rows = len(next(iter(batch.logits.values())))
-        losses = torch.stack(  # (rows, tasks)
-            [self.model.loss_numerators(_row(batch.logits, row), **_row(batch.targets, row)) for row in range(rows)]
-        )
+        losses = torch.stack([self._losses_of_row(batch, row) for row in range(rows)])  # (rows, tasks)
         where = f"Step {step}" + (f", process {process}" if process else "")
         stopped = "Training stopped before the weights changed; nothing that was saved is lost."
         bad = ~torch.isfinite(losses)
@@ -119,6 +112,8 @@ class FiniteLossCheck(TrainerCallback):
         hint = "look at these pictures" if len(bad_rows) < rows else "all rows of the batch: lower learning_rate"
         return f"{where}: the loss of {', '.join(tasks)} is {'/'.join(values)}, from {listed} ({hint}). {stopped}"
 
-
-def _row(values: Mapping[str, Any], row: int) -> dict[str, Any]:
-    return slice_tensors(dict(values), slice(row, row + 1))
+    def _losses_of_row(self, batch: _MicroBatch, row: int) -> Tensor:
+        one = slice(row, row + 1)
+        logits = {name: values[one] for name, values in batch.logits.items()}
+        targets = {name: (target[one], weight[one]) for name, (target, weight) in batch.targets.items()}
+        return self.model.loss_numerators(logits, targets)

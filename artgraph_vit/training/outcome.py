@@ -112,7 +112,7 @@ def finish_run(
     names = [task.name for task in tasks]
     tuned = {}
     if args.tune_thresholds:
-        tuned = tuning_results(tune(trainer, splits, pictures, adjust_logits=args.adjust_logits))
+        tuned = tuning_results(tune(trainer, splits, pictures))
     metrics = trainer.evaluate(pictures["test"], metric_key_prefix="test")
     label_rows, confusions = trainer.metrics.label_rows(), trainer.metrics.confusions()
     folder = Path(args.output_dir)
@@ -132,7 +132,6 @@ def finish_run(
         **recipe_of(model_args, data_args),
         **args.recipe(),
         "tune_thresholds": args.tune_thresholds,
-        "adjust_logits": args.adjust_logits,
     }
     results = collect_results(metrics, "test", splits, tasks, recipe, args.seed) | {
         **tuned,

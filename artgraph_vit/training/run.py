@@ -20,7 +20,6 @@ from .checkpoints import checkpoint_to_resume
 from .outcome import FrozenPhaseTest, finish_run
 from .recipe import recipe_of
 from .trainer import ArtGraphTrainer
-from .tuning import refuse_to_adjust_twice
 
 
 def train(
@@ -36,8 +35,6 @@ def train(
     Raises:
         UserError: says what is wrong with the options or the data, before any long work.
     """
-    if args.adjust_logits and not args.tune_thresholds:
-        raise UserError("adjust_logits is a part of tuning: pass --tune_thresholds true too.")
     _refuse_to_untune(args)
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
@@ -47,8 +44,6 @@ def train(
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
-    if args.adjust_logits:
-        refuse_to_adjust_twice(model)
     pictures = load_pictures(splits, tasks, data_args, image_processor, data_args.augmentation(args.seed))
     trainer = ArtGraphTrainer(
         model=model,

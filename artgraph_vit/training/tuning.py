@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from torch import Tensor
 from transformers.utils import logging
 
-from ..data import known_row_count, label_counts
+from ..data import known_row_count
 from ..errors import UserError
 from ..evaluation.choose import TUNED, KeptScores, Scores, choose, measure
 from ..evaluation.figures import draw_confusions
@@ -27,7 +26,6 @@ from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..model.tasks import Task
 from ..publishing.card import CardOptions, write_card
-from .class_statistics import log_prior
 from .recipe import departures
 from .trainer import ArtGraphTrainer
 
@@ -58,11 +56,7 @@ def tune(
             logits are to be adjusted.
     """
     config = trainer.config
-    log_priors: dict[str, Tensor] | None = None
-    if adjust_logits:
-        refuse_to_adjust_twice(trainer.model)
-        single = [task for task in config.tasks if not task.is_multi_label]
-        log_priors = {task.name: log_prior(label_counts(splits["train"], task)) for task in single}
+    log_priors = None
     for name in TUNED:
         setattr(config, name, {})
     trainer.metrics.thresholds = {}
@@ -181,7 +175,9 @@ def update_results(
     tasks, metrics = trainer.config.tasks, trainer.evaluate(rows, metric_key_prefix="test")
     if not trainer.is_world_process_zero():
         return
-    recipe = results.get("recipe", {}) | {"tune_thresholds": True, "adjust_logits": trainer.args.adjust_logits}
+    recipe = results.get("recipe", {}) | {
+        "tune_thresholds": True,
+    }
     updated = {
         **results,
         **split_metrics(metrics, "test", [task.name for task in tasks]),

@@ -1,6 +1,6 @@
 """One optimizer step of the real trainer in float64, whose gradient is recorded; and an evaluation of odd sizes.
 
-python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION | ACCUMULATION:TASK_WEIGHTING | ACCUMULATION:mixed ...]
+python exact.py OUTPUT_DIR GLOBAL_BATCH [ACCUMULATION | ACCUMULATION:mixed ...]
 
 With `mixed` each two neighbours are mixed, whatever the division, and the losses have all that they can have.
 """
@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.mixing import Mix
+from artgraph_vit.training import trainer as trainer_module
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
-from artgraph_vit.training.engines import whole
 from artgraph_vit.training.trainer import ArtGraphTrainer
 from tests.training.tiny import TASKS, RandomArtworks, tiny_model
 
@@ -42,20 +42,9 @@ class InOrder(ArtGraphTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
-def whole_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The gradient, of which a process of FSDP2 or DeepSpeed holds a part."""
-    if not hasattr(parameter, "_hp_mapping"):  # which DeepSpeed gives it
-        return whole(parameter.grad)
-    from deepspeed.utils import safe_get_full_grad
-
-    return safe_get_full_grad(parameter)
-
-
-class MixNeighbours:
-    """In the place of [`Mixing`]: the same rows are mixed by the same shares in any division into even batches."""
-
-    def draw(self, shape, *place) -> Mix:
-        return Mix((torch.arange(shape[0]) ^ 1).clamp(max=shape[0] - 1), share=0.3)
+def mix_neighbours(rows: int, *place) -> Mix:
+    """In the place of `draw_mix`: the same rows are mixed by the same shares in any division into even batches."""
+    return Mix((torch.arange(rows) ^ 1).clamp(max=rows - 1), share=0.3)
 
 
 class KeepGradients(TrainerCallback):
@@ -64,15 +53,13 @@ class KeepGradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = {
-            name.removeprefix("module."): whole_gradient(parameter).clone()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad  # one without a gradient is an error here
+            name.removeprefix("module."): parameter.grad.clone() for name, parameter in model.named_parameters()
         }
         save_file(gradients, self.path.with_name(f"{self.path.name}-{state.global_step}.safetensors"))
 
 
 def build_trainer(folder: Path, rows: int, what: str) -> ArtGraphTrainer:
-    accumulation, _, rule = what.partition(":")
+    accumulation, _, mixed = what.partition(":")
     args = ArtGraphTrainingArguments(
         output_dir=str(folder),
         per_device_eval_batch_size=4,
@@ -86,18 +73,15 @@ def build_trainer(folder: Path, rows: int, what: str) -> ArtGraphTrainer:
         load_best_model_at_end=False,
         disable_tqdm=True,
         use_cpu=True,
+        mixup_alpha=1.0 if mixed else 0.0,
     )
     args.per_device_train_batch_size = rows // int(accumulation) // args.world_size
-    options: dict = {"task_weighting": rule} if rule and rule != "mixed" else {}
-    if rule == "mixed":
-        options = {"label_smoothing": 0.1, "max_positive_weight": 4.0, "multilabel_loss": "asymmetric"}
-    model = tiny_model(seed=0, head_dropout=0.0, **options)
-    if args.deepspeed_plugin is None:  # DeepSpeed computes in float32
-        model.double()
+    options = {"label_smoothing": 0.1, "max_positive_weight": 4.0} if mixed else {}
+    model = tiny_model(seed=0, head_dropout=0.0, **options).double()
     model.set_class_weights({"artist": torch.tensor([0.3, 5.0, 1.0]), "genre": torch.tensor([0.7, 1.9])})
     with torch.no_grad():
         model.log_variances.copy_(torch.tensor([0.4, -0.6, 0.2]))
-    if rule == "mixed":
+    if mixed:
         model.heads["tags"].positive_weights.copy_(torch.tensor([1.5, 4.0, 2.0]))
     trainer = InOrder(
         model=model,
@@ -106,8 +90,7 @@ def build_trainer(folder: Path, rows: int, what: str) -> ArtGraphTrainer:
         train_dataset=UnevenArtworks(rows + rows // 2, seed=1),  # the second step has half the rows
         callbacks=[KeepGradients(folder / f"gradients-{args.process_index}-{what}")],
     )
-    if rule == "mixed":
-        trainer._mixing = MixNeighbours()
+    trainer_module.draw_mix = mix_neighbours
     return trainer
 
 

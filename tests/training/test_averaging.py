@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
 from artgraph_vit.training.averaging import TRAINING_WEIGHTS
-from artgraph_vit.training.checkpoints import refuse_full_disk
+from artgraph_vit.training.checkpoints import check_free_space
 
 from .processes import final_weights, run_tiny
 from .test_kill import assert_close, without_times
@@ -249,10 +249,10 @@ def test_the_disk_must_hold_the_average_too(tmp_path, monkeypatch):
     for free, is_enough in ((4 * size, True), (4 * size - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(10**9, 0, free))
         if is_enough:
-            refuse_full_disk(trainer.args, trainer.model)
+            check_free_space(trainer.args, trainer.model)
         else:
             with pytest.raises(UserError, match="a checkpoint of this model needs"):
-                refuse_full_disk(trainer.args, trainer.model)
+                check_free_space(trainer.args, trainer.model)
 
 
 def test_save_only_model_leaves_the_weights_of_training_out(tmp_path):

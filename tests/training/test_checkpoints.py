@@ -15,8 +15,7 @@ from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
 from artgraph_vit.loading import load_model, verify_checkpoint, write_manifest
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
-from artgraph_vit.training.checkpoints import checkpoint_to_resume, saving
-from artgraph_vit.training.record import RunRecord
+from artgraph_vit.training.checkpoints import RunRecord, checkpoint_to_resume, saving
 
 from .processes import run_tiny
 from .tiny import RandomArtworks, tiny_trainer

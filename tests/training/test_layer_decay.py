@@ -19,7 +19,7 @@ from transformers import (
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
-from artgraph_vit.training.layer_decay import layer_scales, parameter_groups
+from artgraph_vit.training.phases import layer_scales, parameter_groups
 
 from .test_kill import assert_close
 from .tiny import TASKS, StopAt, Stopped, tiny_trainer

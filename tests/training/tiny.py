@@ -24,7 +24,6 @@ from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, T
 from artgraph_vit.data import ArtGraphCollator, encode_labels, with_pixels
 from artgraph_vit.training import trainer as trainer_module
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
-from artgraph_vit.training.engines import whole
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 TASKS = [
@@ -215,7 +214,7 @@ def main() -> None:
     metrics = trainer.evaluate()
     trainer.save_state()
     (given.output_dir / f"world-size-{trainer.args.world_size}").touch()
-    weights = {name: whole(tensor).contiguous() for name, tensor in trainer.model.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}
     save_file(weights, given.output_dir / f"final-{trainer.args.process_index}.safetensors")
     (given.output_dir / f"metrics-{trainer.args.process_index}.json").write_text(json.dumps(metrics))
     trainer.accelerator.end_training()  # all leave together
