@@ -68,7 +68,7 @@ class ArtGraphTrainer(Trainer):
         kwargs: as for `Trainer`; metrics are the trainer's own, so there is no `compute_metrics`.
 
     Raises:
-        ValueError: if one process would drive several GPUs (`nn.DataParallel`).
+        ValueError: if one process would drive several GPUs (`nn.DataParallel`), or an optimizer is given.
         UserError: if the metric for the best model is unknown.
     """
 
@@ -87,6 +87,8 @@ class ArtGraphTrainer(Trainer):
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs: start the script with `accelerate launch`, one process a GPU."
             )
+        if "optimizers" in kwargs or "optimizer_cls_and_kwargs" in kwargs:
+            raise ValueError("The phases are groups of the trainer's own optimizer: choose it by args.optim.")
         if isinstance(kwargs.get("data_collator"), ArtGraphCollator):
             kwargs["data_collator"] = dataclasses.replace(kwargs["data_collator"], with_names=True)
         self._record = RunRecord(recipe={**(recipe or {}), **args.recipe()})
@@ -145,6 +147,7 @@ class ArtGraphTrainer(Trainer):
             logger.warning("Going on from %s.", checkpoint)
         check_free_space(args, self.model)
         self._average.checkpoint = checkpoint
+        self.optimizer = self.lr_scheduler = None  # of a call before
         self._phase_rows = {}
         evaluates_first, args.eval_on_start = args.eval_on_start, args.eval_on_start and checkpoint is None
         try:
