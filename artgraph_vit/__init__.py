@@ -9,7 +9,7 @@ from .model.museum_label import describe
 from .model.pipeline_artgraph_vit import PIPELINE_TASK, ArtGraphPipeline
 from .model.tasks import ARTGRAPH_TASKS, Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ARTGRAPH_TASKS",
     "ArtGraphPipeline",
