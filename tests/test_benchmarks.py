@@ -12,6 +12,7 @@ import pytest
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.slow
 COLUMNS = ["what", "ours", "compared with", "ratio (min to max)", "target"]
 LINES = {
     "training_step": 5,
@@ -21,6 +22,7 @@ LINES = {
     "input_pipeline": 19,
     "onnx_latency": 10,
     "prediction": 2,
+    "unused_parameters": 1,
 }
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 SOURCE, STRONG = "source recipe", "strong recipe"
 
 

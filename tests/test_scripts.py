@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from artgraph_vit import ArtGraphViTForImageClassification
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 SMALL = (
     *("--embedded_artworks", "160", "--min_count", "8", "--num_train_epochs", "3", "--frozen_epochs", "1"),
     *("--dataloader_num_workers", "1", "--use_cpu"),  # persistent, as in the demo

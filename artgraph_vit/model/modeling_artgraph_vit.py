@@ -197,9 +197,10 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, in a sentence
                 **without_pooler(backbone_config),
             )
-            refuse_incomplete(loading_info, name_or_path, ignore_unexpected=True)
+            refuse_incomplete({**loading_info, "unexpected_keys": ()}, name_or_path)
         return model
 
     @classmethod
@@ -355,14 +356,9 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
 
     def train(self, mode: bool = True) -> ArtGraphViTForImageClassification:
         """As in PyTorch, but a frozen backbone stays in eval mode."""
-        # `Trainer` asks for it at each step: to look at all modules takes a third of the time of setting them.
-        backbone_mode = mode and not self._backbone_is_frozen
-        others = (self, self.dropout, *self.heads.modules())
-        if any(module.training != mode for module in others) or any(
-            module.training != backbone_mode for module in self.backbone.modules()
-        ):
-            super().train(mode)
-            self.backbone.train(backbone_mode)
+        super().train(mode)
+        if self._backbone_is_frozen:
+            self.backbone.eval()
         return self
 
     def set_class_weights(self, class_weights: Mapping[str, Tensor]) -> None:
@@ -426,12 +422,10 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
             super()._init_weights(module)
 
 
-def refuse_pickles(name_or_path: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
+def refuse_pickles(name_or_path: str | os.PathLike, options: Mapping[str, Any]) -> None:
     """An index of safetensors files may name pickles as well, which transformers would read."""
-    if name_or_path is None:
-        return
-    variant = f".{options['variant']}" if options.get("variant") else ""
     hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    variant = f".{options['variant']}" if options.get("variant") else ""
     index = cached_file(
         str(name_or_path),
         f"model.safetensors.index{variant}.json",
@@ -439,30 +433,26 @@ def refuse_pickles(name_or_path: str | os.PathLike | None, options: Mapping[str,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if index is not None:
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        if not all(str(name).endswith(".safetensors") for name in weight_map.values()):
-            raise ValueError(
-                f"The checkpoint {str(name_or_path)!r} names weights that are no safetensors files, and these may run "
-                "code when they are read: save it again as safetensors."
-            )
+    files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index is not None else ()
+    if not all(str(name).endswith(".safetensors") for name in files):
+        raise ValueError(
+            f"The checkpoint {str(name_or_path)!r} names weights that are no safetensors files, and these may run code "
+            "when they are read: save it again as safetensors."
+        )
 
 
-def refuse_incomplete(
-    loading_info: Mapping[str, Any], name_or_path: str | os.PathLike, ignore_unexpected: bool = False
-) -> None:
+def refuse_incomplete(loading_info: Mapping[str, Any], name_or_path: str | os.PathLike) -> None:
     problems = {
         "lacks": loading_info["missing_keys"],
         "has another shape for": loading_info["mismatched_keys"],
-        "holds, but the model has no place for,": [] if ignore_unexpected else loading_info["unexpected_keys"],
+        "holds, but the model has no place for,": loading_info["unexpected_keys"],
     }
     for problem, names in problems.items():
         if names:
-            listed = ", ".join(sorted(str(name) for name in names)[:5])
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            listed = ", ".join(sorted(map(str, names))[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise ValueError(
-                f"The checkpoint {str(name_or_path)!r} {problem} {len(names)} tensor(s): {listed}{more}. "
-                "It was made by another model or is damaged; nothing was loaded in part."
+                f"The checkpoint {str(name_or_path)!r} {problem} {len(names)} tensor(s): {listed}. It was made by "
+                "another model or is damaged; nothing was loaded in part."
             )
 
 
