@@ -3,8 +3,8 @@
 How: phase `heads` leaves the backbone without gradients, so DDP must look for such parameters in each step
 (`ddp_find_unused_parameters`), in phase `full` too, since the model is wrapped once. Two processes wrap two copies of
 one model, with and without the search, and take turns: forward with the five losses, backward with its exchange of
-gradients, clip at 1, AdamW. A value is the CPU seconds of the first process, all of its threads (on a GPU wall seconds),
-for one step; a round's pair is made side by side, and the first is left out.
+gradients, clip at 1, AdamW. A value is the CPU seconds of the first process, all of its threads (on a GPU wall
+seconds), for one step; a round's pair is made side by side, and the first is left out.
 
 Expect on a CPU: within 2 % at ViT-B/16 size, batch 4 a process. 3 minutes.
 

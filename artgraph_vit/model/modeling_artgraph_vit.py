@@ -436,8 +436,8 @@ def refuse_pickles(name_or_path: str | os.PathLike, options: Mapping[str, Any]) 
     files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index is not None else ()
     if not all(str(name).endswith(".safetensors") for name in files):
         raise ValueError(
-            f"The checkpoint {str(name_or_path)!r} names weights that are no safetensors files, and these may run code "
-            "when they are read: save it again as safetensors."
+            f"The checkpoint {str(name_or_path)!r} names weights that are no safetensors files, and these may run "
+            "code when they are read: save it again as safetensors."
         )
 
 
