@@ -8,7 +8,6 @@ from transformers import initialization as init
 
 from .configuration_artgraph_vit import ArtGraphViTConfig
 from .losses import (
-    asymmetric_numerator,
     multi_label_denominator,
     multi_label_numerator,
     single_label_denominator,
@@ -34,20 +33,13 @@ class TaskHead(nn.Linear):
         self.task, self.config = task, config
         if not task.is_multi_label:
             self.class_weights = nn.Buffer(torch.ones(task.num_labels))
-            if config.logit_adjustment:
-                self.log_prior = nn.Buffer(torch.zeros(task.num_labels))
         elif config.max_positive_weight > 1:
             self.positive_weights = nn.Buffer(torch.ones(task.num_labels))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Logits `(B, C)`; with the offsets and the temperature by which the config calibrates them, where it does."""
         logits = super().forward(pooled)
-        offsets, temperature = (
-            self.config.logit_offsets.get(self.task.name),
-            self.config.temperatures.get(self.task.name),
-        )
-        if offsets is not None:
-            logits = logits + logits.new_tensor(offsets)
+        temperature = self.config.temperatures.get(self.task.name)
         return logits if temperature is None else logits / temperature
 
     def loss_numerator(self, logits: Tensor, labels: Tensor, share: Tensor | None = None) -> Tensor:
@@ -55,14 +47,8 @@ class TaskHead(nn.Linear):
         config = self.config
         smoothing = config.label_smoothing if self.training else 0.0
         if not self.task.is_multi_label:
-            if config.logit_adjustment:
-                # Menon et al., "Long-tail Learning via Logit Adjustment", ICLR 2021, equation 10.
-                logits = logits + config.logit_adjustment * self.log_prior.to(logits.dtype)
             return single_label_numerator(logits, labels, self.class_weights, smoothing, share)
         weights = getattr(self, "positive_weights", None)
-        if config.multilabel_loss == "asymmetric":
-            form = (config.asymmetric_gamma_negative, config.asymmetric_gamma_positive, config.asymmetric_margin)
-            return asymmetric_numerator(logits, labels, *form, smoothing, weights, share)
         return multi_label_numerator(logits, labels, smoothing, weights, share)
 
     def loss_denominator(self, labels: Tensor, share: Tensor | None = None) -> Tensor:

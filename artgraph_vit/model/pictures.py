@@ -28,7 +28,7 @@ MAX_RATIO = 200  # of the sides: resized by the shorter one, a longer strip woul
 MAX_SCANNED = 1_500_000_000  # pixels in all scans of a progressive JPEG together
 MAX_RLE = 20_000_000  # pixels of a compressed BMP, which Pillow decodes in Python
 
-TURNS = {
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -117,8 +117,7 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
         if at_least is not None:
             picture.draft(None, (at_least, at_least))  # does something for JPEGs only
         picture.load()
-        turn = TURNS.get(_orientation(picture))
-        rgb = _to_rgb(picture)
+        turn, rgb = _turn(picture), _to_rgb(picture)
     del picture  # its memory is needed now
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -127,11 +126,10 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     """A picture that Pillow has opened, in mode RGB and the right way up, on white where it is transparent.
 
     Raises:
-        ValueError: if it is a strip so long that resizing it would fill the memory.
+        ValueError: if it has no pixels, or is a strip so long that resizing it would fill the memory.
     """
     _refuse_strip(picture)
-    turn = TURNS.get(_orientation(picture))
-    rgb = _to_rgb(picture)
+    turn, rgb = _turn(picture), _to_rgb(picture)
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -169,17 +167,18 @@ def _refuse_costly(picture: Any, data: bytes) -> None:
 
 def _refuse_strip(picture: Image.Image) -> None:
     width, height = picture.size
-    if max(width, height) > MAX_RATIO * min(width, height):
+    if 0 in picture.size or max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(f"{width} x {height} pixels, of which one side may be {MAX_RATIO} times as long as the other")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What turns a picture the right way up."""
     if max(len(picture.info.get(key) or "") for key in ("exif", "Raw profile type exif")) > 2**18:
-        return 1  # no camera writes that much
+        return None  # no camera writes that much
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a viewer shows a picture even if its EXIF is broken
-        return 1
+        return None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
