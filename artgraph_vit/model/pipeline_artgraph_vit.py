@@ -37,6 +37,7 @@ TRAVELLING_PIPELINE = {
 }
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 RESERVED = ("error", "file")  # keys of an answer that are no task
+ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, Tensor)  # and arrays
 FORMS = "give a path, an address, bytes, an image or an array"
 
 
@@ -126,20 +127,17 @@ class ArtGraphPipeline(Pipeline):
         """
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             files = [str(file) for file in pictures_in_folder(Path(images))]
-            answers = super().__call__(files, **options)
-            return [{"file": file, **answer} for file, answer in zip(files, answers, strict=True)]
+            return [{"file": file, **answer} for file, answer in zip(files, self(files, **options), strict=True)]
         if getattr(images, "ndim", None) == 4:
             images = list(images)
         if isinstance(images, (list, tuple)):
             return super().__call__(list(images), **options) if images else []
-        is_encoded = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Mapping))
-        if is_encoded or isinstance(images, (Image.Image, Tensor)) or hasattr(images, "__array_interface__"):
+        if isinstance(images, ONE_PICTURE) or hasattr(images, "__array_interface__"):
             (answer,) = super().__call__([images], **options)
             if "error" in answer:
                 raise ValueError(f"The picture cannot be read: {answer['error']}.")
             return answer
-        is_several = isinstance(images, Iterable) or hasattr(images, "__getitem__")  # such as a map-style dataset
-        if not is_several or hasattr(images, "read"):  # the lines of an open file are no pictures
+        if not hasattr(images, "__getitem__") and (not hasattr(images, "__iter__") or hasattr(images, "read")):
             raise TypeError(f"{type(images).__name__} is no form of a picture: {FORMS}.")
         answers = super().__call__(_undecoded(images), **options)
         return (answer for answer in answers)  # what transformers returns knows no next()
@@ -167,10 +165,7 @@ class ArtGraphPipeline(Pipeline):
             vectors.append(answer["embedding"])
         return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
 
-    @staticmethod
-    def describe(prediction: Mapping[str, Any]) -> str:
-        """One sentence of an answer: see [`describe`]."""
-        return describe(prediction)
+    describe = staticmethod(describe)  # one sentence of an answer
 
     # ---- what Pipeline asks for ----
 
@@ -214,27 +209,21 @@ class ArtGraphPipeline(Pipeline):
         if isinstance(image, Mapping) and "image" in image:  # a row of a dataset
             image = image["image"]
         if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = _fetched(image, timeout)
-        elif isinstance(image, (str, os.PathLike)):
+            return _fetched(image, timeout)
+        if isinstance(image, (str, os.PathLike)):
             image = {"path": os.fspath(image)}
         elif isinstance(image, (bytes, bytearray, memoryview)):
             image = {"bytes": bytes(image)}
-        elif not isinstance(image, Image.Image) and (
-            isinstance(image, Tensor) or hasattr(image, "__array_interface__")
-        ):
-            image = _from_array(image)
         if isinstance(image, Mapping):
             if not image.keys() & {"bytes", "path"}:
                 raise TypeError(f"A row with {', '.join(map(str, image))} has no picture: call its column image.")
             return read_picture(image, at_least=decoding_side(self.image_processor))
-        if not isinstance(image, Image.Image):
-            missing = f"{type(image).__name__} is no form of a picture: {FORMS}"
-            raise BadPictureError(None, "there is no picture" if image is None else missing)
-        try:
-            image.load()  # of a file that Pillow opened the pixels are read only now
+        if isinstance(image, Image.Image):
             return upright_rgb(image)
-        except Exception as error:  # each of Pillow's decoders has errors of its own
-            raise BadPictureError(None, str(error) or type(error).__name__) from error
+        if isinstance(image, Tensor) or hasattr(image, "__array_interface__"):
+            return upright_rgb(_from_array(image))
+        no_form = f"{type(image).__name__} is no form of a picture: {FORMS}"
+        raise BadPictureError(None, "there is no picture" if image is None else no_form)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         pixel_values = model_inputs["pixel_values"].to(self.model.backbone.dtype)  # (B, 3, H, W)
@@ -320,11 +309,11 @@ def _undecoded(images: Any) -> Iterator[Any]:
 
 def _fetched(url: str, timeout: float) -> Image.Image:
     try:
-        return load_image(url, timeout=timeout)
+        return upright_rgb(load_image(url, timeout=timeout))
+    except UnidentifiedImageError as error:  # such as the page that says 404
+        raise BadPictureError(None, f"{url} was not fetched: what it gives is no picture") from error
     except Exception as error:  # of the network, of HTTP or of a decoder
-        is_other = isinstance(error, UnidentifiedImageError)  # such as the page that says 404
-        reason = "what it gives is no picture" if is_other else str(error) or type(error).__name__
-        raise BadPictureError(None, f"{url} was not fetched: {reason}") from error
+        raise BadPictureError(None, f"{url} was not fetched: {error or type(error).__name__}") from error
 
 
 def _from_array(array: Any) -> Image.Image:
