@@ -15,6 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 _CLS_TOKENS = ("cls_token", "class_embedding")
 _PREFIX_TOKENS = (*_CLS_TOKENS, "distillation_token", "register_tokens")
+# An index of weights that a config names may name pickles; a backbone's own `backbone` is a model on the Hub.
+_BRINGS_CODE = ("auto_map", "transformers_weights", "backbone")
 _UNSUITABLE = {
     "vit_mae": "hides a random part of each picture, also when it predicts",
     "siglip2_vision_model": "takes patches of pictures of many shapes, not pixel_values of one",
@@ -53,10 +55,7 @@ def refuse_code(values: Any) -> None:
         refuse_code(value)
     for name, value in values.items() if isinstance(values, Mapping) else ():
         is_implementation = str(name).endswith(("attn_implementation", "experts_implementation"))
-        # An index of weights that a config names could name pickles; a backbone's backbone is a model on the Hub.
-        if (is_implementation and "/" in str(value)) or (
-            name in ("auto_map", "transformers_weights", "backbone") and value
-        ):
+        if "/" in str(value) if is_implementation else value and name in _BRINGS_CODE:
             raise ValueError(f"A config cannot bring code or weights of its own ({name}={value!r}): remove it.")
         refuse_code(value)
 
@@ -108,7 +107,9 @@ def has_pooler(backbone_config: Any) -> bool:
 
 def default_pooling(backbone: PreTrainedModel) -> str:
     """The pooling that fits a backbone: `"cls"`, `"pooler"` (its own, trained with it) or `"mean"`."""
-    is_clip = "class_embedding" in " ".join(_tokens(backbone))  # whose pooler is its CLS token, after a norm
+    is_clip = any(
+        "class_embedding" in name for name in _tokens(backbone)
+    )  # whose pooler is its CLS token, after a norm
     if has_cls_token(backbone) and not is_clip:
         return "cls"
     return "pooler" if has_pooler(backbone.config) else "mean"

@@ -137,6 +137,7 @@ class ArtGraphPipeline(Pipeline):
             if "error" in answer:
                 raise ValueError(f"The picture cannot be read: {answer['error']}.")
             return answer
+        # Of a map-style dataset there are items; the lines of an open file are no pictures.
         if not hasattr(images, "__getitem__") and (not hasattr(images, "__iter__") or hasattr(images, "read")):
             raise TypeError(f"{type(images).__name__} is no form of a picture: {FORMS}.")
         answers = super().__call__(_undecoded(images), **options)
