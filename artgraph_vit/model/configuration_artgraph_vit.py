@@ -34,6 +34,8 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss_epsilon": (lambda value: _is_number(value, 0) and value <= 1e-6, "a number from 0 to 1e-6"),
     "max_positive_weight": (lambda value: _is_number(value, 1), "a number of at least 1"),
     "label_smoothing": (lambda value: _is_number(value, 0, 1), "a number of at least 0 and below 1"),
+    "thresholds": (lambda value: isinstance(value, dict), "a dict with those of each task"),
+    "temperatures": (lambda value: isinstance(value, dict), "a dict with that of each task"),
 }
 # Options of 0.1 with their defaults, with which they did nothing: a config.json of then still holds them.
 _REMOVED: dict[str, Any] = {
@@ -146,10 +148,8 @@ class ArtGraphViTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, but what is given beside a config is checked as well."""
-        own = {known.name for known in fields(cls)} - {
-            "dtype",
-            "backbone_config",
-        }  # these two are transformers' affair
+        # dtype, and what is changed in the config of a backbone, is transformers' affair.
+        own = {known.name for known in fields(cls)} - {"dtype", "backbone_config"}
         given = {name: kwargs.pop(name) for name in own & set(kwargs)}
         return super().from_dict({**config_dict, **given}, **kwargs)
 

@@ -104,6 +104,8 @@ def test_the_five_artgraph_tasks():
             {"task_weighting": "fixed", "task_weights": {"artist": -1, "genre": 1, "tags": 1}},
             "use numbers of at least 0",
         ),
+        ({"thresholds": [0.5]}, r"thresholds=\[0.5\]: use a dict with those of each task"),
+        ({"temperatures": 2.0}, "temperatures=2.0: use a dict"),
         ({"thresholds": {"genre": 0.5}}, "thresholds names 'genre', which is not a multi-label task"),
         ({"thresholds": {"tagz": 0.5}}, "thresholds names 'tagz'"),
         *(
