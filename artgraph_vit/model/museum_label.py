@@ -11,59 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_TAGS = 5
-_PARTICLES = {"van", "von", "der", "den", "de", "del", "della", "di", "da", "la", "le", "du", "of", "the"}
-_SUPPORTS = {
-    "board",
-    "canvas",
-    "cardboard",
-    "ceramic",
-    "copper",
-    "fabric",
-    "glass",
-    "ivory",
-    "linen",
-    "marble",
-    "masonite",
-    "metal",
-    "panel",
-    "paper",
-    "parchment",
-    "plaster",
-    "porcelain",
-    "silk",
-    "stone",
-    "tin",
-    "vellum",
-    "wall",
-    "wood",
-}
-_UNCOUNTED = {
-    "art",
-    "death",
-    "fire",
-    "fish",
-    "food",
-    "fruit",
-    "grass",
-    "hair",
-    "history",
-    "ice",
-    "light",
-    "love",
-    "music",
-    "night",
-    "sea",
-    "sheep",
-    "sky",
-    "snow",
-    "sun",
-    "moon",
-    "war",
-    "water",
-    "wine",
-}
-_UNCOUNTED_ENDINGS = ("ism", "ity", "ing", "ure", "graphy", "logy", "ness")
-_COUNTED = {"building", "city", "creature", "drawing", "figure", "king", "painting", "picture"}  # for all that
+_PARTICLES = re.compile("van|von|der|den|de|del|della|di|da|la|le|du|of|the")
+_SUPPORTS = re.compile(
+    "board|canvas|cardboard|ceramic|copper|fabric|glass|ivory|linen|marble|masonite|metal|panel|paper|parchment|"
+    "plaster|porcelain|silk|stone|tin|vellum|wall|wood"
+)
+_COUNTED = re.compile("building|city|creature|drawing|figure|king|painting|picture")  # whatever their endings
+_UNCOUNTED = re.compile(
+    "art|death|fire|fish|food|fruit|grass|hair|history|ice|light|love|moon|music|night|sea|sheep|sky|snow|sun|war|"
+    "water|wine|.*(s|ism|ity|ing|ure|graphy|logy|ness)"
+)
 _IRREGULAR = {"child": "children", "gentleman": "gentlemen", "man": "men", "person": "people", "woman": "women"}
 
 
@@ -80,27 +37,24 @@ def describe(prediction: Mapping[str, Any]) -> str:
         raise TypeError("describe takes the answer for one picture: give one of the list.")
     if "error" in prediction:
         return f"This picture cannot be read: {prediction['error']}."
-    answers = {task: [entry for entry in entries if not _is_unknown(entry)] for task, entries in _tasks(prediction)}
+    answers = {task: entries for task, entries in prediction.items() if isinstance(entries, (list, tuple))}
+    known = {task: [entry["label"] for entry in entries if _is_known(entry)] for task, entries in answers.items()}
     # What is best is not said by the second best.
-    best = {task: entries[0] for task, entries in _tasks(prediction) if entries and not _is_unknown(entries[0])}
+    best = {task: entries[0] for task, entries in answers.items() if entries and _is_known(entries[0])}
     parts = [
         _artist(best.get("artist")),
         _genre_and_style(best.get("genre"), best.get("style")),
-        _media([entry["label"] for entry in answers.get("media", ())]),
-        _tags([entry["label"] for entry in answers.get("tags", ())[:MOST_TAGS]]),
+        _media(known.get("media", ())),
+        _tags(known.get("tags", ())[:MOST_TAGS]),
     ]
-    others = best.keys() - {"artist", "genre", "style", "media", "tags"}
-    parts += [f"{task.replace('_', ' ')}: {best[task]['label']}" for task in best if task in others]
+    said = ("artist", "genre", "style", "media", "tags")
+    parts += [f"{task.replace('_', ' ')}: {best[task]['label']}" for task in best if task not in said]
     sentence = "; ".join(part for part in parts if part) or "nothing is known of this picture"
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _tasks(prediction: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    return [(task, entries) for task, entries in prediction.items() if isinstance(entries, (list, tuple))]
-
-
-def _is_unknown(entry: Mapping[str, Any]) -> bool:
-    return not entry["label"].strip() or entry["label"].lower().startswith("unknown")
+def _is_known(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["label"].strip()) and not entry["label"].lower().startswith("unknown")
 
 
 def _artist(entry: Mapping[str, Any] | None) -> str:
@@ -111,7 +65,7 @@ def _artist(entry: Mapping[str, Any] | None) -> str:
     label = entry["label"]
     if not label.islower() or " " in label:
         return f"attributed to {label}"
-    words = [word if word in _PARTICLES else word.capitalize() for word in label.split("-")]
+    words = [word if _PARTICLES.fullmatch(word) else word.capitalize() for word in label.split("-")]
     words[0] = words[0].capitalize()  # Le Corbusier
     return f"attributed to {' '.join(words)}"
 
@@ -139,13 +93,9 @@ def _adjective(style: str) -> str:
 
 
 def _media(labels: Sequence[str]) -> str:
-    materials = [label for label in labels if label not in _SUPPORTS]
-    supports = [label for label in labels if label in _SUPPORTS]
-    return (
-        " on ".join(part for part in (listed(materials), listed(supports)) if part)
-        if materials
-        else (f"on {listed(supports)}" if supports else "")
-    )
+    supports = [label for label in labels if _SUPPORTS.fullmatch(label)]
+    materials = listed([label for label in labels if label not in supports])
+    return f"{materials} on {listed(supports)}".strip() if supports else materials
 
 
 def _tags(labels: Sequence[str]) -> str:
@@ -158,9 +108,8 @@ def _plural(noun: str) -> str:
     last = noun.split(" ")[-1]
     if last in _IRREGULAR:
         return noun.removesuffix(last) + _IRREGULAR[last]
-    if " and " in noun or last.endswith("s") or last in _UNCOUNTED or last in _IRREGULAR.values():
-        return noun
-    if last.endswith(_UNCOUNTED_ENDINGS) and last not in _COUNTED:
+    is_plural = " and " in noun or last in _IRREGULAR.values()
+    if is_plural or (_UNCOUNTED.fullmatch(last) and not _COUNTED.fullmatch(last)):
         return noun
     if re.search(r"[^aeiou]y$", last):
         return f"{noun[:-1]}ies"

@@ -28,7 +28,7 @@ MAX_RATIO = 200  # of the sides: resized by the shorter one, a longer strip woul
 MAX_SCANNED = 1_500_000_000  # pixels in all scans of a progressive JPEG together
 MAX_RLE = 20_000_000  # pixels of a compressed BMP, which Pillow decodes in Python
 
-TURNS = {
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -69,7 +69,7 @@ def read_picture(image: Mapping[str, Any], at_least: int | None = None) -> Image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to speak up once for each epoch
             return _decode(data, at_least)
-    except Exception as error:  # each of Pillow's decoders has errors of its own
+    except Exception as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"not a picture in one of the formats {', '.join(BYTES_PER_PIXEL)}"
@@ -81,13 +81,8 @@ def _read_file(path: str | None) -> bytes:
         raise ValueError("neither bytes nor a path is stored")
     if not Path(path).is_file():  # a pipe would keep the reader waiting for ever
         raise FileNotFoundError("there is no such file")
-    _refuse_large(Path(path).stat().st_size)
-    return Path(path).read_bytes()
-
-
-def _refuse_large(size: int) -> None:
-    if size > MAX_FILE:
-        raise ValueError(f"the file has {size / 1e6:.0f} MB, of which it may have {MAX_FILE / 1e6:.0f}")
+    with open(path, "rb") as file:
+        return file.read(MAX_FILE + 1)  # one more, and it is refused as too large
 
 
 class _PictureFile(io.BytesIO):
@@ -107,7 +102,8 @@ class _PictureFile(io.BytesIO):
 
 
 def _decode(data: bytes, at_least: int | None) -> Image.Image:
-    _refuse_large(len(data))
+    if len(data) > MAX_FILE:
+        raise ValueError(f"the file has more than {MAX_FILE // 10**6} MB")
     file = _PictureFile(data)
     if not data.startswith(b"RIFF"):  # WebP, which is read in one piece
         file.metadata = MAX_METADATA
@@ -117,8 +113,7 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
         if at_least is not None:
             picture.draft(None, (at_least, at_least))  # does something for JPEGs only
         picture.load()
-        turn = TURNS.get(_orientation(picture))
-        rgb = _to_rgb(picture)
+        turn, rgb = _turn(picture), _to_rgb(picture)
     del picture  # its memory is needed now
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -127,12 +122,15 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     """A picture that Pillow has opened, in mode RGB and the right way up, on white where it is transparent.
 
     Raises:
-        ValueError: if it is a strip so long that resizing it would fill the memory.
+        BadPictureError: if its pixels cannot be read, or it is a strip so long that resizing it would fill the memory.
     """
-    _refuse_strip(picture)
-    turn = TURNS.get(_orientation(picture))
-    rgb = _to_rgb(picture)
-    return rgb if turn is None else rgb.transpose(turn)
+    try:
+        picture.load()  # of a file that Pillow opened the pixels are read only now
+        _refuse_strip(picture)
+        turn, rgb = _turn(picture), _to_rgb(picture)
+        return rgb if turn is None else rgb.transpose(turn)
+    except Exception as error:  # each of Pillow's decoders has errors of its own
+        raise BadPictureError(None, str(error) or type(error).__name__) from error
 
 
 def decoding_side(image_processor: Any, times: int = 2) -> int | None:
@@ -169,17 +167,18 @@ def _refuse_costly(picture: Any, data: bytes) -> None:
 
 def _refuse_strip(picture: Image.Image) -> None:
     width, height = picture.size
-    if max(width, height) > MAX_RATIO * min(width, height):
+    if 0 in picture.size or max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(f"{width} x {height} pixels, of which one side may be {MAX_RATIO} times as long as the other")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What turns a picture the right way up."""
     if max(len(picture.info.get(key) or "") for key in ("exif", "Raw profile type exif")) > 2**18:
-        return 1  # no camera writes that much
+        return None  # no camera writes that much
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a viewer shows a picture even if its EXIF is broken
-        return 1
+        return None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

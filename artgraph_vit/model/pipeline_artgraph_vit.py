@@ -1,7 +1,8 @@
 """`ArtGraphPipeline`: from pictures in any form to named labels with scores, or to vectors for search.
 
 A picture -> RGB -> pixel_values -> logits of each task -> labels with scores. In a list, a folder or a dataset a
-picture that cannot be read gives an entry that says why. Nothing is fetched from an address unless that is asked for.
+picture that cannot be read gives an entry that says why. A text that begins with http:// or https:// is fetched, as
+by every pipeline of transformers; who must not fetch what strangers name passes `{"path": ...}` or `{"bytes": ...}`.
 Travels to the Hub, so that `pipeline(model=repo, trust_remote_code=True)` needs no package.
 """
 
@@ -14,12 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import AutoImageProcessor, Pipeline
+from transformers.image_utils import load_image
 
-from .fetching import FetchError, fetch_picture
-from .limits import refuse_absurd_processor
 from .modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .museum_label import describe
 from .pictures import BadPictureError, decoding_side, read_picture, upright_rgb
@@ -36,9 +36,9 @@ TRAVELLING_PIPELINE = {
     }
 }
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
-MODEL_OPTIONS = ("dtype", "variant", "attn_implementation", "device_map")
 RESERVED = ("error", "file")  # keys of an answer that are no task
+ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, Tensor)  # and arrays
+FORMS = "give a path, an address, bytes, an image or an array"
 
 
 class ArtGraphPipeline(Pipeline):
@@ -56,6 +56,7 @@ class ArtGraphPipeline(Pipeline):
         ValueError: if the model has a task called as a key of the answers is ("error", "file").
     """
 
+    image_processor: Any
     _load_image_processor: Any = True
     _load_tokenizer: Any = False
     _load_feature_extractor: Any = False
@@ -69,9 +70,7 @@ class ArtGraphPipeline(Pipeline):
                 raise ValueError(
                     f"The answers of a pipeline have the key {task.name!r}, which is a task of this model."
                 )
-        refuse_absurd_processor(image_processor)
         super().__init__(model=model.eval(), image_processor=image_processor, **kwargs)
-        self._image_processor = image_processor
         blank = image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")
         self._blank = torch.zeros_like(blank["pixel_values"])  # (1, 3, H, W), in the place of a bad picture
 
@@ -87,30 +86,32 @@ class ArtGraphPipeline(Pipeline):
             kwargs: what loading takes (`token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`;
                 `dtype`, `variant`, `attn_implementation` and `device_map` for the model); the others for the pipeline.
         """
-        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        loading = {name: kwargs.pop(name) for name in MODEL_OPTIONS if name in kwargs}
-        model = ArtGraphViTForImageClassification.from_pretrained(repo, revision=revision, **hub, **loading)
-        image_processor = AutoImageProcessor.from_pretrained(repo, revision=revision, trust_remote_code=False, **hub)
+        of_both = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+        of_model = ("dtype", "variant", "attn_implementation", "device_map")
+        hub = {"revision": revision} | {name: kwargs.pop(name) for name in of_both if name in kwargs}
+        loading = hub | {name: kwargs.pop(name) for name in of_model if name in kwargs}
+        model = ArtGraphViTForImageClassification.from_pretrained(repo, **loading)
+        image_processor = AutoImageProcessor.from_pretrained(repo, trust_remote_code=False, **hub)
         return cls(model, image_processor, task=PIPELINE_TASK, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model, with the code of this pipeline, and the image processor."""
         self.model.save_pretrained(save_directory, **kwargs)
-        self._image_processor.save_pretrained(save_directory)
+        self.image_processor.save_pretrained(save_directory)
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Predicts.
 
         Args:
-            images: a picture, which is a path, bytes, a PIL picture, an array or tensor of uint8 `(H, W)`,
-                `(H, W, 3)`, `(H, W, 4)` or `(3, H, W)`, or an undecoded `datasets.Image`; or several: a list, an array
-                `(N, H, W, 3)`, a folder, a `datasets` dataset with a column `image`, or any iterable of pictures.
+            images: a picture, which is a path, an http(s) address, bytes, a PIL picture, an array or tensor of uint8
+                `(H, W)`, `(H, W, 3)`, `(H, W, 4)` or `(3, H, W)`, or an undecoded `datasets.Image`; or several: a
+                list, an array `(N, H, W, 3)`, a folder, a `datasets` dataset with a column `image`, or any iterable
+                of pictures.
             tasks (`str` or `list[str]`, *optional*): by default all of the model.
             top_k (`int`, *optional*, defaults to 5): labels of a single-label task, the best first.
             threshold (`float` or `dict[str, float]`, *optional*): of the multi-label tasks, in place of the stored
                 ones.
-            fetch_urls (`bool`, *optional*, defaults to `False`): fetch pictures that are given as http(s) addresses,
-                from public ones only, of at most 25 MB within 20 seconds.
+            timeout (`float`, *optional*, defaults to 20.0): seconds to wait for a server that was asked for a picture.
             batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0).
 
         Returns:
@@ -125,26 +126,21 @@ class ArtGraphPipeline(Pipeline):
             TypeError: if it is no form of a picture or of several, or a dataset has no column `image`.
         """
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            files = pictures_in_folder(Path(images))
-            answers = super().__call__([str(file) for file in files], **options) if files else []
-            if options.get("embedding"):
-                return answers
-            return [{"file": str(file), **answer} for file, answer in zip(files, answers, strict=True)]
+            files = [str(file) for file in pictures_in_folder(Path(images))]
+            return [{"file": file, **answer} for file, answer in zip(files, self(files, **options), strict=True)]
         if getattr(images, "ndim", None) == 4:
             images = list(images)
         if isinstance(images, (list, tuple)):
             return super().__call__(list(images), **options) if images else []
-        if _is_one_picture(images):
+        if isinstance(images, ONE_PICTURE) or hasattr(images, "__array_interface__"):
             (answer,) = super().__call__([images], **options)
-            if isinstance(answer, dict) and "error" in answer:
+            if "error" in answer:
                 raise ValueError(f"The picture cannot be read: {answer['error']}.")
             return answer
-        is_sequence = isinstance(images, Iterable) or hasattr(images, "__getitem__")  # such as a map-style dataset
-        if not is_sequence or hasattr(images, "read"):  # the lines of an open file are no pictures
-            raise TypeError(
-                f"{type(images).__name__} is no form of a picture: give a path, bytes, an image or an array."
-            )
-        answers = super().__call__((image for image in _undecoded(images)), **options)
+        # Of a map-style dataset there are items; the lines of an open file are no pictures.
+        if not hasattr(images, "__getitem__") and (not hasattr(images, "__iter__") or hasattr(images, "read")):
+            raise TypeError(f"{type(images).__name__} is no form of a picture: {FORMS}.")
+        answers = super().__call__(_undecoded(images), **options)
         return (answer for answer in answers)  # what transformers returns knows no next()
 
     def embed(self, images: Any, **options: Any) -> Tensor:
@@ -152,7 +148,7 @@ class ArtGraphPipeline(Pipeline):
 
         Args:
             images: as of a call. Of an iterable all vectors are kept.
-            options: `fetch_urls`, `batch_size`, `num_workers`.
+            options: `timeout`, `batch_size`, `num_workers`.
 
         Returns:
             float32 `(N, hidden_size)`; `(hidden_size,)` for one picture that is not in a list.
@@ -161,19 +157,16 @@ class ArtGraphPipeline(Pipeline):
             ValueError: if a picture cannot be read.
         """
         answers = self(images, embedding=True, **options)
-        if isinstance(answers, Tensor):
-            return answers
+        if isinstance(answers, dict):
+            return answers["embedding"]
         vectors = []
         for number, answer in enumerate(answers):
-            if isinstance(answer, dict):
+            if "error" in answer:
                 raise ValueError(f"Picture {number} cannot be read: {answer['error']}.")
-            vectors.append(answer)
+            vectors.append(answer["embedding"])
         return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
 
-    @staticmethod
-    def describe(prediction: Mapping[str, Any]) -> str:
-        """One sentence of an answer: see [`describe`]."""
-        return describe(prediction)
+    describe = staticmethod(describe)  # one sentence of an answer
 
     # ---- what Pipeline asks for ----
 
@@ -182,7 +175,7 @@ class ArtGraphPipeline(Pipeline):
         tasks: str | Iterable[str] | None = None,
         top_k: int | None = None,
         threshold: float | Mapping[str, float] | None = None,
-        fetch_urls: bool | None = None,
+        timeout: float | None = None,
         embedding: bool = False,
     ) -> tuple[dict, dict, dict]:
         known = {task.name: task for task in self.model.config.tasks}
@@ -193,60 +186,45 @@ class ArtGraphPipeline(Pipeline):
                 if name not in known:
                     raise ValueError(f"This model has no task {name!r}: its tasks are {', '.join(known)}.")
         if top_k is not None:
-            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            if type(top_k) is not int or top_k < 1:
                 raise ValueError(f"top_k={top_k!r}: use a whole number of at least 1.")
             post["top_k"] = top_k
         if threshold is not None:
             multi = [task.name for task in known.values() if task.is_multi_label]
-            given = dict(threshold) if isinstance(threshold, Mapping) else dict.fromkeys(multi, threshold)
-            for name, value in given.items():
+            post["thresholds"] = threshold if isinstance(threshold, Mapping) else dict.fromkeys(multi, threshold)
+            for name, value in post["thresholds"].items():
                 if name not in multi:
                     raise ValueError(f"threshold names {name!r}, which is not a multi-label task of this model.")
                 if not isinstance(value, (int, float)) or not 0 < value < 1:
                     raise ValueError(f"threshold={value!r}: use a number above 0 and below 1.")
-            post["thresholds"] = given
-        return {} if fetch_urls is None else {"fetch_urls": bool(fetch_urls)}, {}, post
+        return {} if timeout is None else {"timeout": timeout}, {}, post
 
-    def preprocess(self, image: Any, fetch_urls: bool = False) -> dict[str, Any]:
+    def preprocess(self, image: Any, timeout: float = 20.0) -> dict[str, Any]:
         try:
-            picture = self._picture(image, fetch_urls)
-        except (BadPictureError, FetchError) as error:
-            reason = getattr(error, "reason", None) or str(error)
-            return {"pixel_values": self._blank, "error": reason.rstrip(".")}
-        return {"pixel_values": self._image_processor(picture, return_tensors="pt")["pixel_values"], "error": None}
+            picture = self._picture(image, timeout)
+        except BadPictureError as error:
+            return {"pixel_values": self._blank, "error": error.reason.rstrip(".")}
+        return {"pixel_values": self.image_processor(picture, return_tensors="pt")["pixel_values"], "error": None}
 
-    def _picture(self, image: Any, fetch_urls: bool) -> Image.Image:
+    def _picture(self, image: Any, timeout: float) -> Image.Image:
         if isinstance(image, Mapping) and "image" in image:  # a row of a dataset
             image = image["image"]
-        if isinstance(image, str) and image[:8].lower().startswith(("http://", "https://")):
-            if not fetch_urls:
-                raise FetchError(f"{image} is an address: pass fetch_urls=True to have it fetched")
-            image = fetch_picture(image)
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            return _fetched(image, timeout)
         if isinstance(image, (str, os.PathLike)):
             image = {"path": os.fspath(image)}
         elif isinstance(image, (bytes, bytearray, memoryview)):
             image = {"bytes": bytes(image)}
-        elif image is None:
-            raise BadPictureError(None, "there is no picture")
-        elif not isinstance(image, Image.Image) and (
-            isinstance(image, Tensor) or hasattr(image, "__array_interface__")
-        ):
-            image = _from_array(image)
-        if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
-            return read_picture(image, at_least=decoding_side(self._image_processor))
-        if isinstance(image, Image.Image):
-            if 0 in image.size:
-                raise BadPictureError(None, "it has no pixels")
-            try:
-                image.load()  # of a file that Pillow opened the pixels are read only now
-                return upright_rgb(image)
-            except Exception as error:
-                raise BadPictureError(None, str(error) or type(error).__name__) from error
         if isinstance(image, Mapping):
-            raise TypeError(f"A row with {', '.join(map(str, image))} has no picture: call its column image.")
-        raise BadPictureError(
-            None, f"{type(image).__name__} is no form of a picture: give a path, bytes, an image or an array"
-        )
+            if not image.keys() & {"bytes", "path"}:
+                raise TypeError(f"A row with {', '.join(map(str, image))} has no picture: call its column image.")
+            return read_picture(image, at_least=decoding_side(self.image_processor))
+        if isinstance(image, Image.Image):
+            return upright_rgb(image)
+        if isinstance(image, Tensor) or hasattr(image, "__array_interface__"):
+            return upright_rgb(_from_array(image))
+        no_form = f"{type(image).__name__} is no form of a picture: {FORMS}"
+        raise BadPictureError(None, "there is no picture" if image is None else no_form)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         pixel_values = model_inputs["pixel_values"].to(self.model.backbone.dtype)  # (B, 3, H, W)
@@ -265,7 +243,7 @@ class ArtGraphPipeline(Pipeline):
         if outputs["error"] is not None:
             return {"error": outputs["error"]}
         if embedding:
-            return F.normalize(outputs["pooled"][0], dim=-1)  # (hidden,)
+            return {"embedding": F.normalize(outputs["pooled"][0], dim=-1)}  # (hidden,)
         stored = {**self.model.config.thresholds, **(thresholds or {})}
         known = {task.name: task for task in self.model.config.tasks}
         return {
@@ -319,11 +297,6 @@ def pictures_in_folder(folder: Path) -> list[Path]:
     return files
 
 
-def _is_one_picture(images: Any) -> bool:
-    is_encoded = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Mapping))
-    return is_encoded or isinstance(images, (Image.Image, Tensor)) or hasattr(images, "__array_interface__")
-
-
 def _undecoded(images: Any) -> Iterator[Any]:
     """Of a `datasets` dataset its rows with pictures as they are stored, so that a bad one does not end the pass."""
     features = getattr(images, "features", None)
@@ -335,15 +308,24 @@ def _undecoded(images: Any) -> Iterator[Any]:
     yield from images
 
 
+def _fetched(url: str, timeout: float) -> Image.Image:
+    try:
+        return upright_rgb(load_image(url, timeout=timeout))
+    except UnidentifiedImageError as error:  # such as the page that says 404
+        raise BadPictureError(None, f"{url} was not fetched: what it gives is no picture") from error
+    except Exception as error:  # of the network, of HTTP or of a decoder
+        raise BadPictureError(None, f"{url} was not fetched: {error or type(error).__name__}") from error
+
+
 def _from_array(array: Any) -> Image.Image:
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] not in (3, 4):
         array = array.transpose(1, 2, 0)  # (H, W, 3), of a tensor as torch has them
-    if array.dtype.name != "uint8" or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype.name != "uint8" or not is_picture:
+        given = f"an array of {array.dtype.name} and shape {tuple(array.shape)}"
         raise BadPictureError(
-            None,
-            f"an array of {array.dtype.name} and shape {tuple(array.shape)} is no picture: give uint8 of shape (H, W)"
-            ", (H, W, 3), (H, W, 4) or (3, H, W)",
+            None, f"{given} is no picture: give uint8 of shape (H, W), (H, W, 3), (H, W, 4) or (3, H, W)"
         )
     return Image.fromarray(array)

@@ -43,7 +43,7 @@ class Task:
     rare: str = "keep"
 
     def __post_init__(self) -> None:
-        if isinstance(self.labels, str):
+        if not isinstance(self.labels, (list, tuple)):
             raise ValueError(f"Task {self.name!r} has labels={self.labels!r}: give a list of labels.")
         object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -83,17 +83,13 @@ class Task:
     @classmethod
     def from_dict(cls, values: Task | Mapping[str, Any]) -> Task:
         """Reads a task from its JSON form; a `Task` passes unchanged."""
-        if isinstance(values, Task):
-            return values
-        if not isinstance(values, Mapping):
-            raise ValueError(f"A task is given as a dict with name, problem_type and labels, not as {values!r}.")
-        unknown = set(values) - set(cls.__dataclass_fields__)
-        if unknown or not {"name", "problem_type"} <= set(values):
+        try:
+            return values if isinstance(values, Task) else cls(**values)
+        except TypeError as error:
             raise ValueError(
-                f"A task is given by the keys {', '.join(cls.__dataclass_fields__)} (the first two are needed), "
-                f"not by {', '.join(map(str, values))}."
-            )
-        return cls(**values)
+                f"A task is given as a dict with the keys {', '.join(cls.__dataclass_fields__)} (the first two are "
+                f"needed), not as {str(values)[:200]}."
+            ) from error
 
 
 ARTGRAPH_TASKS = (

@@ -14,11 +14,6 @@ from artgraph_vit.model.pictures import MAX_FILE, MAX_METADATA, BadPictureError,
 from tests.made_pictures import bad_pictures_in, encoded, noise, png
 
 
-@pytest.fixture
-def bad_pictures(tmp_path) -> dict[str, dict]:
-    return bad_pictures_in(tmp_path)
-
-
 def pixels(image: dict) -> np.ndarray:
     picture = read_picture(image)
     assert picture.mode == "RGB"
@@ -51,29 +46,20 @@ def test_a_transparent_palette_entry_is_white(transparency):
     assert read.tolist() == [[[255, 255, 255], [0, 255, 0], [0, 0, 255]]]
 
 
-def test_half_transparent_pixels_are_laid_on_white():
+def test_transparent_pixels_are_laid_on_white():
     picture = Image.new("RGBA", (2, 1), (255, 0, 0, 128))
     picture.putpixel((1, 0), (10, 20, 30, 255))
     read = pixels(encoded(picture, "PNG"))
     assert_colour(read[0, 0], (255, 127, 127), tolerance=1)
     assert_colour(read[0, 1], (10, 20, 30))
-
-
-def test_greyscale_with_transparency_is_laid_on_white():
-    read = pixels(encoded(Image.new("LA", (1, 1), (0, 0)), "PNG"))
-    assert_colour(read[0, 0], (255, 255, 255))
+    assert_colour(pixels(encoded(Image.new("LA", (1, 1), (0, 0)), "PNG"))[0, 0], (255, 255, 255))
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
-    values = np.array([[0, 257 * 1, 257 * 100, 65535]], dtype=np.uint16)
+    values = np.array([[0, 100, 257, 257 * 100, 65535]], dtype=np.uint16)
     read = pixels(encoded(Image.fromarray(values), "PNG"))
-    assert_colour(read[0, :, 0], [0, 1, 100, 255])
+    assert_colour(read[0, :, 0], [0, 0, 1, 100, 255])  # dark pictures stay dark
     assert (read[..., 0] == read[..., 2]).all()
-
-
-def test_a_dark_picture_of_sixteen_bits_stays_dark():
-    values = np.full((4, 4), 200, dtype=np.uint16)  # 0.3 % of full brightness
-    assert pixels(encoded(Image.fromarray(values), "PNG")).max() <= 1
 
 
 def test_a_bilevel_picture_is_black_and_white():
@@ -182,7 +168,7 @@ def costly_pictures() -> dict[str, tuple[bytes, str]]:
         "scans": (scans(1500), r"15\d\d scans of 1.0 megapixels would take too long"),
         "pieces": (png(8, 8, *[(b"teSt", b"")] * 200_000), r"or more than 300000 pieces"),
         "metadata": (png(8, 8, (b"teSt", bytes(MAX_METADATA))), r"more than 8 MB of metadata"),
-        "file": (bytes(MAX_FILE + 10**6), r"the file has 251 MB, of which it may have 250"),
+        "file": (bytes(MAX_FILE + 1), r"the file has more than 250 MB"),
         "eps": (postscript, r"not a picture in one of the formats JPEG, PNG, WEBP, GIF, TIFF, BMP, PPM"),
         "jp2": (encoded(noise(), "JPEG2000")["bytes"], r"not a picture in one of the formats"),
     }
@@ -197,6 +183,7 @@ def test_what_would_take_too_much_is_refused_by_name_at_every_scale(name, monkey
             read_picture({"bytes": data, "path": f"bad/{name}.img"}, at_least)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux tells it")
 def test_the_largest_pictures_that_are_read_take_less_than_a_gigabyte(tmp_path):
     turned = Image.Exif()
@@ -236,9 +223,9 @@ def test_settings_of_pillow_stay_the_users():
 
 
 @pytest.mark.parametrize("name", ["truncated", "text", "empty", "missing", "folder", "bomb"])
-def test_what_cannot_be_decoded_is_refused_by_name(bad_pictures, name):
-    image = bad_pictures[name]
-    with pytest.raises(BadPictureError, match=f"{name}."):
+def test_what_cannot_be_decoded_is_refused_by_name(tmp_path, name):
+    image = bad_pictures_in(tmp_path)[name]
+    with pytest.raises(BadPictureError, match="400000000 pixels" if name == "bomb" else f"{name}."):
         read_picture(image)
 
 
@@ -256,17 +243,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         read_picture({"bytes": None, "path": str(tmp_path / "pipe.jpg")})
 
 
-@pytest.mark.parametrize("image", [None, {}, {"bytes": None, "path": None}])
+@pytest.mark.parametrize("image", [None, {}, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
 def test_a_row_without_a_picture_is_a_bad_picture(image):
-    with pytest.raises(BadPictureError, match="neither bytes nor a path"):
+    with pytest.raises(BadPictureError, match=r"neither bytes nor a path|not a picture"):
         read_picture(image)
-
-
-def test_the_bomb_is_refused_for_its_size(bad_pictures):
-    with pytest.raises(BadPictureError, match="400000000 pixels"):
-        read_picture(bad_pictures["bomb"])
-
-
-def test_empty_embedded_bytes_are_a_bad_picture():
-    with pytest.raises(BadPictureError):
-        read_picture({"bytes": b"", "path": None})

@@ -401,9 +401,9 @@ def test_old_weights_do_not_stay_beside_new_ones(server, push, finished_run):
             "lacks model.safetensors",
         ),
         (
-            "limits.py",
+            "backbones.py",
             lambda path: path.unlink(),
-            "lacks code that travels with the weights (limits.py)",
+            "lacks code that travels with the weights (backbones.py)",
         ),
         ("config.json", lambda path: path.write_text('{"model_type": '), "cannot be read"),
         ("config.json", lambda path: path.symlink_to(path.rename(path.parents[1] / "config")), "leads out of it"),
