@@ -157,6 +157,7 @@ def test_a_pushed_run_loads_into_an_empty_cache(server, push, tmp_path, finished
     outside = tmp_path / "elsewhere.py"
     outside.write_text("secret = 1")
     (folder / "linked.py").symlink_to(outside)
+    (folder / "notes.py").write_text("PASSWORD = 'x'")
     (folder / "logs").mkdir()
     (folder / "logs" / "notes.py").touch()
     pushed = push(folder)
@@ -166,7 +167,7 @@ def test_a_pushed_run_loads_into_an_empty_cache(server, push, tmp_path, finished
         == f"{server.url}/tester/artgraph/commit/{server.repos['models', 'tester/artgraph'].find('main').sha}\n"
     )
     files = server.files("models", "tester/artgraph", "main")
-    code = {path.name for path in folder.glob("[!.]*.py")} - {"linked.py"}
+    code = {path.name for path in folder.glob("[!.]*.py")} - {"linked.py", "notes.py"}
     assert {"modeling_artgraph_vit.py", "pipeline_artgraph_vit.py", "tasks.py"} <= code
     assert set(files) == PUSHED | code
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] == "checkpoint-4"
@@ -203,15 +204,12 @@ def test_a_private_run_is_refused_without_a_token(server, push, tmp_path, finish
         ArtGraphViTForImageClassification.from_pretrained("tester/artgraph", cache_dir=tmp_path / "home", token=False)
 
 
-def test_a_public_repository_is_not_called_private(server, push, finished_run):
+def test_a_public_repository_is_not_called_private(server, push, tmp_path, finished_run):
     folder, _ = finished_run
     assert push(folder).code == 0
     refused = push(folder, "--private")
     assert refused.code == 2
     assert "tester/artgraph is there already and public: make it private in its settings first" in refused.errors
-
-
-def test_nor_is_a_public_dataset(server, push, tmp_path):  # `push` sets the client up
     (tmp_path / "README.md").write_text("# Prepared pictures")
     push_dataset(tmp_path, "tester/pictures")
     with pytest.raises(UserError, match="tester/pictures is there already and public"):
@@ -220,26 +218,11 @@ def test_nor_is_a_public_dataset(server, push, tmp_path):  # `push` sets the cli
     assert server.repos["datasets", "tester/others"].private
 
 
-def test_of_the_code_only_what_travels_is_sent(server, push, finished_run):
-    folder, _ = finished_run
-    (folder / "notes.py").write_text("PASSWORD = 'x'")
-    assert push(folder).code == 0
-    files = server.files("models", "tester/artgraph")
-    assert {"modeling_artgraph_vit.py", "pipeline_artgraph_vit.py", "tasks.py"} < set(files)
-    assert "notes.py" not in files
-
-
-def test_push_to_a_branch(server, push, finished_run):
-    folder, _ = finished_run
-    assert push(folder, "--revision", "v1").code == 0
-    assert "model.safetensors" in server.files("models", "tester/artgraph", "v1")
-    assert "model.safetensors" not in server.files("models", "tester/artgraph", "main")
-
-
-def test_push_as_a_pull_request(server, push, monkeypatch, finished_run):
+def test_push_to_a_branch_and_as_a_pull_request(server, push, monkeypatch, finished_run):
     """Also by who may not write to the repository, and against a branch; of a branch that is not there, none."""
     folder, _ = finished_run
     assert push(folder, "--revision", "v1").code == 0
+    assert "model.safetensors" in server.files("models", "tester/artgraph", "v1")
     (folder / "results.json").write_text((folder / "results.json").read_text().replace('"rows": 21', '"rows": 20'))
     monkeypatch.setenv("HF_TOKEN", "hf_guest")
     for number, options in enumerate([("--create-pr",), ("--create_pr", "--revision", "v1")], 1):
@@ -415,16 +398,12 @@ def test_the_models_own_push_to_hub_round_trips(server, push, tmp_path):  # `pus
     assert AutoImageProcessor.from_pretrained("tester/artgraph", cache_dir=tmp_path / "home").size["height"] == 32
 
 
-def test_an_unfinished_run_is_not_pushed(push, tmp_path):
-    (tmp_path / "run").mkdir()
-    refused = push(tmp_path / "run")
-    assert refused.code == 2
-    assert "lacks config.json, preprocessor_config.json, results.json, model.safetensors" in refused.errors
-
-
-def test_no_network_is_told_in_one_sentence(push, monkeypatch, finished_run):
-    """Of a dataset as of a model."""
+def test_no_network_is_told_in_one_sentence(push, monkeypatch, tmp_path, finished_run):
+    """Of a dataset as of a model; what is no run is noticed before."""
     folder, _ = finished_run
+    (tmp_path / "empty").mkdir()
+    lacking = "lacks config.json, preprocessor_config.json, results.json, model.safetensors"
+    assert lacking in push(tmp_path / "empty").errors
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     refused = push(folder)
     assert refused.code == 2
