@@ -37,7 +37,7 @@ def draw_figures(
         log_history (`Sequence[Mapping]`): as in `trainer_state.json`.
         tasks (`Sequence[str]`): the names, one panel each.
         folder (`str` or `Path`): the output folder of the run.
-        frozen_epochs (`float`): where the first phase ends; 0 for none.
+        frozen_epochs (`float`): where the first phase ended; 0 if it did not, or there was none.
         best_epoch (`float`, *optional*): of the best checkpoint.
     """
     target = Path(folder) / "figures"

@@ -159,7 +159,8 @@ def finish_run(
         (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and results.json says the same
         _write_evaluation(results, trainer, folder)
         try:
-            draw_figures(state.log_history, names, folder, results.frozen_epochs or 0, results.best_epoch)
+            boundary = args.frozen_epochs if results.epochs and results.epochs > args.frozen_epochs else 0
+            draw_figures(state.log_history, names, folder, boundary, results.best_epoch)
             write_card(results, trainer.config, folder)
         except Exception:  # the run itself is whole and saved
             logger.exception(
