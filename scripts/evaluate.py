@@ -14,22 +14,13 @@ checkpoint's own; give the same data options as in training to get the same spli
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import datasets
-from transformers.utils import logging
-
-from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.options import DataArguments
-from artgraph_vit.errors import UserError, run_script
-from artgraph_vit.evaluation.figures import draw_confusions
-from artgraph_vit.evaluation.intervals import FEWEST, intervals_table, macro_f1_comparison, macro_f1_intervals
-from artgraph_vit.evaluation.results import results_table, write_labels, write_results
-from artgraph_vit.loading import load_model
+from artgraph_vit.errors import run_script
+from artgraph_vit.evaluation.intervals import FEWEST
 from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
-from artgraph_vit.training.build import load_pictures, load_splits
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.outcome import collect_results
-from artgraph_vit.training.trainer import ArtGraphTrainer
+from artgraph_vit.training.run import evaluate
 
 
 @dataclass
@@ -61,51 +52,13 @@ def main() -> None:
         (EvaluationArguments, ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments),
         description=__doc__.splitlines()[0],
     )
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    args.output_dir = evaluation.results_dir
-
-    model, image_processor = load_model(evaluation.checkpoint, evaluation.revision)
-    tasks = model.config.tasks
-    other = load_model(evaluation.compare_with) if evaluation.compare_with is not None else None
-    if other is not None and other[0].config.tasks != tasks:
-        raise UserError(
-            f"{evaluation.compare_with} has other tasks or labels than {evaluation.checkpoint}: only models with the "
-            "same ones, in the same order, can be compared."
+    options = vars(evaluation)
+    args.output_dir = options.pop("results_dir")
+    evaluate(data_args=data_args, args=args, **options)
+    if args.process_index == 0:
+        print(
+            f"\nThe same figures are in {args.output_dir}/results.json, those of each label in labels.csv beside it."
         )
-    splits, _ = load_splits(data_args, args, tasks)
-
-    def evaluated(model, image_processor) -> tuple[ArtGraphTrainer, dict[str, float]]:
-        trainer = ArtGraphTrainer(
-            model=model,
-            args=args,
-            data_collator=ArtGraphCollator(tasks),
-            eval_dataset=load_pictures(splits, tasks, data_args, image_processor)[evaluation.split],
-            processing_class=image_processor,
-        )
-        trainer.metrics.keep_rows = evaluation.bootstrap > 0
-        return trainer, trainer.evaluate(metric_key_prefix=evaluation.split)
-
-    trainer, metrics = evaluated(model, image_processor)
-    recipe = {"checkpoint": evaluation.checkpoint}
-    results = collect_results(metrics, evaluation.split, splits, tasks, recipe, args.seed)
-    other_rows = evaluated(*other)[0].metrics.rows() if other is not None else None
-
-    if trainer.is_world_process_zero():
-        print(results_table(results, [task.name for task in tasks]))
-        if evaluation.bootstrap:
-            drawn = (evaluation.bootstrap, args.seed)
-            results["intervals"] = macro_f1_intervals(tasks, trainer.metrics.rows(), *drawn)
-            print("\n" + intervals_table(results["intervals"]))
-        if other_rows is not None:
-            found = macro_f1_comparison(tasks, trainer.metrics.rows(), other_rows, *drawn)
-            results["comparison"] = {"checkpoint": evaluation.compare_with, **found}
-            print("\n" + intervals_table(found))
-        path = write_results(results, evaluation.results_dir)
-        write_labels(trainer.metrics.label_rows(), evaluation.results_dir)
-        draw_confusions(trainer.metrics.confusions(), {task.name: task.labels for task in tasks}, path.parent)
-        print(f"\nThe same figures are in {path}, those of each label in labels.csv beside it.")
-    trainer.accelerator.end_training()  # all processes leave together
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from artgraph_vit.errors import UserError, run_script
 from artgraph_vit.preparing import prepare_dataset
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
 from artgraph_vit.preparing.encoding import PictureEncoder
-from artgraph_vit.publishing.push_dataset import push_dataset
+from artgraph_vit.publishing.push import push_dataset
 from artgraph_vit.training.arguments import ModelArguments
 from artgraph_vit.training.build import load_image_processor
 from artgraph_vit.training.options import parse_options

@@ -7,7 +7,6 @@ Expect the address of the commit; with --dry-run the list of files, and nothing 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from artgraph_vit.errors import run_script
@@ -24,30 +23,18 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", default=None, help="make the repository private")
     parser.add_argument("--revision", help="branch to push to, by default main")
     parser.add_argument("--create-pr", "--create_pr", action="store_true", help="open a pull request instead")
-    card = parser.add_argument_group(
-        "model card", "by default as the run was started; asked for where they are needed"
-    )
+    card = parser.add_argument_group("model card", "by default as the run was started")
     card.add_argument("--license", help="licence of the weights as the Hub calls it, such as apache-2.0 or other")
     card.add_argument("--license-name", "--license_name", help="what the licence is called, if it is other")
     card.add_argument("--license-link", "--license_link", help="address of its text, or LICENSE, a file in the folder")
     card.add_argument("--language", help="language of the labels, such as en, or en,it; und if none is meant")
     args = parser.parse_args()
-    answers = {name: getattr(args, name) for name in ("license", "license_name", "license_link", "language")}
+    said = {name: getattr(args, name) for name in ("license", "license_name", "license_link", "language")}
     if args.dry_run:
-        print(dry_run(args.folder, args.repo_id, answers))
-        return
-    ask = input if sys.stdin.isatty() and sys.stdout.isatty() else None
-    print(
-        push_run(
-            args.folder,
-            args.repo_id,
-            private=args.private,
-            revision=args.revision,
-            create_pr=args.create_pr,
-            answers=answers,
-            ask=ask,
-        )
-    )
+        print(dry_run(args.folder, args.repo_id, said))
+    else:
+        where = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr}
+        print(push_run(args.folder, args.repo_id, **where, card=said))
 
 
 if __name__ == "__main__":

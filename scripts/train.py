@@ -28,7 +28,7 @@ def main() -> None:
     )
     results = train(model_args, data_args, card_args, args)
     if args.process_index == 0:
-        print(results_table(results, list(results["known_rows"])))
+        print(results_table(results))
         print(f"\nEverything is in {args.output_dir}: start with README.md (the model card) and figures/.")
 
 

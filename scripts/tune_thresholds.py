@@ -11,28 +11,13 @@ tuning anew starts from the model's own scores. Give the same data options as in
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import datasets
-from transformers.utils import logging
-
-from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.options import DataArguments, choice
 from artgraph_vit.errors import run_script
-from artgraph_vit.evaluation.thresholds import METHODS, SHRUNK
-from artgraph_vit.evaluation.tuning_table import tuning_table
-from artgraph_vit.loading import load_model
+from artgraph_vit.evaluation.tuning import METHODS, SHRUNK
 from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
-from artgraph_vit.training.build import load_pictures, load_splits
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.trainer import ArtGraphTrainer
-from artgraph_vit.training.tuning import (
-    folder_to_tune,
-    refuse_to_adjust_twice,
-    results_to_update,
-    tune,
-    update_results,
-    write_tuned_config,
-)
+from artgraph_vit.training.run import tune_checkpoint
 
 
 @dataclass
@@ -60,39 +45,9 @@ def main() -> None:
         positionals=("checkpoint",),
         description=__doc__.splitlines()[0],
     )
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    folder = folder_to_tune(tuning.checkpoint, tuning.save_to)
-    args.output_dir = str(folder)
-
-    model, image_processor = load_model(tuning.checkpoint, tuning.revision)
-    if args.adjust_logits:
-        refuse_to_adjust_twice(model)
-    tasks = model.config.tasks
-    splits, _ = load_splits(data_args, args, tasks)
-    results = results_to_update(tuning.checkpoint, splits, tasks)
-    pictures = load_pictures(splits, tasks, data_args, image_processor)
-    trainer = ArtGraphTrainer(
-        model=model,
-        args=args,
-        data_collator=ArtGraphCollator(tasks),
-        eval_dataset=pictures["validation"],
-        processing_class=image_processor,
-    )
-    measured = tune(trainer, splits, pictures, tuning.method, args.adjust_logits)
-
-    if trainer.is_world_process_zero():
-        if tuning.save_to is None:
-            write_tuned_config(trainer.config, folder)
-        else:
-            model.save_pretrained(folder)
-            image_processor.save_pretrained(folder)
-    if results is not None:
-        update_results(results, trainer, measured, pictures["test"], folder)
-    if trainer.is_world_process_zero():
-        print(tuning_table(measured, trainer.config))
+    folder = tune_checkpoint(data_args=data_args, args=args, **vars(tuning))
+    if args.process_index == 0:
         print(f"\nThe tuned model is in {folder}: its config.json says how.")
-    trainer.accelerator.end_training()  # all processes leave together
 
 
 if __name__ == "__main__":

@@ -231,12 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    # ---- account and repositories ----
-
-    def whoami(self) -> None:
-        if self.user is None:
-            raise Refusal(401, "", "Log in first.")
-        self._answer(200, {"type": "user", "name": self.user, "orgs": [], "auth": {"type": "access_token"}})
+    # ---- repositories ----
 
     def create_repo(self) -> None:
         asked = json.loads(self.data)
@@ -253,13 +248,6 @@ class _Handler(BaseHTTPRequestHandler):
         is_private = bool(asked.get("private")) or asked.get("visibility") == "private"
         self.hub.repos[kind, repo_id] = Repository(is_private, {"main": [first]})
         return self._answer(200, {"url": address, "name": repo_id, "id": repo_id})
-
-    def delete_repo(self) -> None:
-        asked = json.loads(self.data)
-        kind, repo_id = f"{asked.get('type') or 'model'}s", f"{asked.get('organization') or self.user}/{asked['name']}"
-        self._repo(repo_id, kind, write=True)
-        del self.hub.repos[kind, repo_id]
-        self._answer(200, {})
 
     def harnesses(self) -> None:
         self._answer(200, {"standardEnvVars": [], "harnesses": {}})
@@ -291,12 +279,6 @@ class _Handler(BaseHTTPRequestHandler):
         pulls = [ref for ref in refs if ref["ref"].startswith("refs/pr/")]
         heads = [ref for ref in refs if ref not in pulls]
         self._answer(200, {"branches": heads, "converts": [], "tags": [], "pullRequests": pulls})
-
-    def list_commits(self, kind: str, repo_id: str, revision: str) -> None:
-        self._at(repo_id, revision, kind)
-        commits = reversed(self._repo(repo_id, kind).branches.get(revision, []))
-        about = {"authors": [{"user": repo_id.split("/")[0]}], "date": "2026-01-01T00:00:00.000Z", "message": ""}
-        self._answer(200, [{**about, "id": commit.sha, "title": commit.message} for commit in commits])
 
     def create_branch(self, kind: str, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id, kind, write=True)
@@ -429,15 +411,12 @@ _REPO = r"(?P<repo_id>[^/]+/[^/]+)"
 _API = rf"/api/(?P<kind>models|datasets)/{_REPO}"
 _REVISION = r"/(?P<revision>refs%2Fpr%2F\d+|[^/]+)"
 ROUTES: list[tuple[str, str, Callable[..., None]]] = [
-    ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/repos/create", _Handler.create_repo),
-    ("DELETE", r"/api/repos/delete", _Handler.delete_repo),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("GET", r"/api/agent-harnesses", _Handler.harnesses),
     ("GET", _API, _Handler.info),
     ("GET", rf"{_API}/revision{_REVISION}", _Handler.info),
     ("GET", rf"{_API}/refs", _Handler.refs),
-    ("GET", rf"{_API}/commits{_REVISION}", _Handler.list_commits),
     ("GET", rf"{_API}/tree{_REVISION}(?P<folder>/.*)?", _Handler.tree),
     ("POST", rf"{_API}/paths-info{_REVISION}", _Handler.paths_info),
     ("POST", rf"{_API}/branch{_REVISION}", _Handler.create_branch),

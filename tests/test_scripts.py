@@ -243,8 +243,6 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--embedded_artworks", "99"), "paint at least 100 artworks"),
         (("--output_dir", "/proc/run"), "/proc/run cannot be written to"),
         (("--log_variance_init", "auto", "--task_weighting", "log"), "log_variance_init='auto' is for a task_weigh"),
-        (("--adjust_logits", "true"), "adjust_logits is a part of tuning: pass --tune_thresholds true too"),
-        (("--adjust_logits", "true", "--tune_thresholds", "true"), "was trained with class weights (artist)"),
         (("--metric_for_best_model", "loss"), "metric_for_best_model=loss is best where it is small"),
         (
             ("--task_weighting", "fixed", "--task_weights", '{"artist": 1}'),

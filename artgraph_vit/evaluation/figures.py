@@ -6,7 +6,7 @@ The phase boundary and the best epoch are marked. Colours are of Okabe & Ito's p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from .results import Measured
 
 CONFUSION = "figures/confusion_{}.png"  # of a task, where its folder's figures are
 NUMBERED_LABELS = 20  # up to so many, each cell of a confusion matrix says its number
@@ -26,7 +28,7 @@ def draw_figures(
     log_history: Sequence[Mapping[str, float]],
     tasks: Sequence[str],
     folder: str | Path,
-    frozen_epochs: int,
+    frozen_epochs: float,
     best_epoch: float | None,
 ) -> list[Path]:
     """Writes `figures/multiclassification_losses.png` and `figures/multiclassification_macro_f1s.png`.
@@ -35,7 +37,7 @@ def draw_figures(
         log_history (`Sequence[Mapping]`): as in `trainer_state.json`.
         tasks (`Sequence[str]`): the names, one panel each.
         folder (`str` or `Path`): the output folder of the run.
-        frozen_epochs (`int`): where the first phase ends; 0 for none.
+        frozen_epochs (`float`): where the first phase ended; 0 if it did not, or there was none.
         best_epoch (`float`, *optional*): of the best checkpoint.
     """
     target = Path(folder) / "figures"
@@ -50,36 +52,40 @@ def draw_figures(
 
 
 def losses_figure(
-    log_history: Sequence[Mapping[str, float]], tasks: Sequence[str], frozen_epochs: int, best_epoch: float | None
+    log_history: Sequence[Mapping[str, float]], tasks: Sequence[str], frozen_epochs: float, best_epoch: float | None
 ) -> Figure:
     """Train and validation loss of each task, before it is weighted, and the weight, on a scale of its own."""
+    trained, evaluated = _measured(log_history, tasks), _measured(log_history, tasks, "eval_")
     figure, panels = _panels(len(tasks))
-    for task, axes in zip(tasks, panels, strict=False):
-        _curve(axes, log_history, f"{task}_loss", "train", TRAIN)
-        _curve(axes, log_history, f"eval_{task}_loss", "validation", VALIDATION)
+    for task, axes in zip(tasks, panels, strict=True):
+        _curve(axes, [(epoch, log.tasks[task].get("loss")) for epoch, log in trained], "train", TRAIN)
+        _curve(axes, [(epoch, log.tasks[task].get("loss")) for epoch, log in evaluated], "validation", VALIDATION)
         axes.set_title(f"{task} loss")
         axes.set_ylim(bottom=0)
-        if any(f"{task}_weight" in log for log in log_history):
+        weights = [(epoch, log.tasks[task].get("weight")) for epoch, log in trained]
+        if any(weight is not None for _, weight in weights):
             beside = axes.twinx()
-            _curve(beside, log_history, f"{task}_weight", "weight", WEIGHT)
+            _curve(beside, weights, "weight", WEIGHT)
             beside.set_ylim(0, 1.1 * beside.get_ylim()[1])
             beside.tick_params(axis="y", labelcolor=WEIGHT)
             beside.spines[["top"]].set_visible(False)
             axes.plot([], [], color=WEIGHT, label="weight of the loss (right scale)")  # for the legend
-    return _finish(figure, panels[: len(tasks)], frozen_epochs, best_epoch)
+    return _finish(figure, panels, frozen_epochs, best_epoch)
 
 
 def macro_f1_figure(
-    log_history: Sequence[Mapping[str, float]], tasks: Sequence[str], frozen_epochs: int, best_epoch: float | None
+    log_history: Sequence[Mapping[str, float]], tasks: Sequence[str], frozen_epochs: float, best_epoch: float | None
 ) -> Figure:
     """Macro F1 of each task on the validation split, and their average."""
-    figure, panels = _panels(len(tasks) + 1)
-    names = {**{task: f"eval_{task}_macro_f1" for task in tasks}, "average": "eval_avg_macro_f1"}
-    for (task, key), axes in zip(names.items(), panels, strict=False):
-        _curve(axes, log_history, key, "validation", VALIDATION)
-        axes.set_title(f"{task} macro F1")
+    evaluated = _measured(log_history, tasks, "eval_")
+    figure, (*panels, average) = _panels(len(tasks) + 1)
+    for task, axes in zip(tasks, panels, strict=True):
+        _curve(axes, [(epoch, log.tasks[task].get("macro_f1")) for epoch, log in evaluated], "validation", VALIDATION)
+    _curve(average, [(epoch, log.avg_macro_f1) for epoch, log in evaluated], "validation", VALIDATION)
+    for name, axes in zip([*tasks, "average"], [*panels, average], strict=True):
+        axes.set_title(f"{name} macro F1")
         axes.set_ylim(0, 1)
-    return _finish(figure, panels[: len(names)], frozen_epochs, best_epoch)
+    return _finish(figure, [*panels, average], frozen_epochs, best_epoch)
 
 
 def draw_confusions(
@@ -142,14 +148,20 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _curve(axes: Axes, log_history: Iterable[Mapping[str, float]], key: str, label: str, colour: str) -> None:
-    points = [(log["epoch"], log[key]) for log in log_history if key in log]
+def _measured(
+    log_history: Sequence[Mapping[str, float]], tasks: Sequence[str], prefix: str = ""
+) -> list[tuple[float, Measured]]:
+    return [(log["epoch"], Measured.of_log(log, tasks, prefix)) for log in log_history]
+
+
+def _curve(axes: Axes, measured: Sequence[tuple[float, float | None]], label: str, colour: str) -> None:
+    points = [(epoch, value) for epoch, value in measured if value is not None]
     if points:
         marker = "o" if len(points) < 60 else ""
         axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=3, linewidth=1.6)
 
 
-def _finish(figure: Figure, panels: Sequence[Axes], frozen_epochs: int, best_epoch: float | None) -> Figure:
+def _finish(figure: Figure, panels: Sequence[Axes], frozen_epochs: float, best_epoch: float | None) -> Figure:
     for axes in panels:
         if frozen_epochs:
             axes.axvline(frozen_epochs, color=BOUNDARY, linestyle="--", linewidth=1, label="backbone unfrozen")

@@ -24,63 +24,48 @@ FEWEST = 100  # resamples: with fewer an end of the interval hangs on one or two
 BLOCK = 2**22  # artworks drawn at once, 32 MB
 
 
-def macro_f1_intervals(tasks: Sequence[Task], rows: Rows, resamples: int = 1000, seed: int = 42) -> dict[str, Any]:
-    """95 % intervals of `{task}_macro_f1` and `avg_macro_f1`.
+def macro_f1_intervals(
+    tasks: Sequence[Task], rows: Rows, other_rows: Rows | None = None, resamples: int = 1000, seed: int = 42
+) -> dict[str, Any]:
+    """95 % intervals of `{task}_macro_f1` and `avg_macro_f1`, or of the differences to another model on the same rows:
+    paired, so what both find hard or easy cancels out.
 
     A draw holds fewer different artworks than the split, and may lack a rare label, which then counts 0 for a
-    multi-label task: where many labels have only a few artworks, the interval lies too low.
+    multi-label task: where many labels have only a few artworks, the interval of a macro F1 lies too low.
 
     Args:
         tasks (`Sequence[Task]`): those that are in `rows` are judged.
         rows (`dict[str, tuple[BoolTensor, BoolTensor]]`): predicted and actual labels of each task, `(N, C)` each, as
-            `MultiTaskMetrics.rows()` returns them.
+            `MultiTaskMetrics.decisions()` returns them.
+        other_rows (`dict`, *optional*): those of the other model.
         resamples (`int`, *optional*, defaults to 1000): at least 100.
         seed (`int`, *optional*, defaults to 42).
 
     Returns:
-        "resamples", "seed", "confidence" and "metrics": by name the "value" on the rows themselves, "low" and "high".
+        "resamples", "seed", "confidence" and "metrics": by name the "value" on the rows themselves, "low" and "high";
+        with another model its value, "other", and the "difference", to which "low" and "high" then belong.
 
     Raises:
+        ValueError: if the actual labels are not the same for both models.
         UserError: if no row has a known label.
     """
-    names, ((values, drawn),) = _macro_f1s(tasks, [rows], resamples, seed)
-    found = zip(names, values.tolist(), drawn, strict=True)
-    metrics = {name: {"value": value, **_interval(own)} for name, value, own in found}
-    return {"resamples": resamples, "seed": seed, "confidence": CONFIDENCE, "metrics": metrics}
-
-
-def macro_f1_comparison(
-    tasks: Sequence[Task], rows: Rows, other_rows: Rows, resamples: int = 1000, seed: int = 42
-) -> dict[str, Any]:
-    """By how much a model is better than another on the same rows, with 95 % intervals: paired, so what both find
-    hard or easy cancels out.
-
-    Args:
-        tasks (`Sequence[Task]`): of both models.
-        rows, other_rows (`dict[str, tuple[BoolTensor, BoolTensor]]`): as for [`macro_f1_intervals`].
-        resamples (`int`, *optional*, defaults to 1000): at least 100.
-        seed (`int`, *optional*, defaults to 42).
-
-    Returns:
-        As [`macro_f1_intervals`]; "metrics" has by name "value" and "other", their "difference", its "low" and "high".
-
-    Raises:
-        ValueError: if the actual labels are not the same for both.
-        UserError: if no row has a known label.
-    """
-    if rows.keys() != other_rows.keys() or not all(rows[name][1].equal(other_rows[name][1]) for name in rows):
+    models = [rows] if other_rows is None else [rows, other_rows]
+    if any(model.keys() != rows.keys() or not all(model[t][1].equal(rows[t][1]) for t in rows) for model in models):
         raise ValueError("The two models were not judged on the same rows: evaluate both on the same split.")
-    names, ((values, drawn), (others, others_drawn)) = _macro_f1s(tasks, [rows, other_rows], resamples, seed)
-    found = zip(names, values.tolist(), others.tolist(), drawn - others_drawn, strict=True)
-    metrics = {
-        name: {"value": value, "other": other, "difference": value - other, **_interval(differences)}
-        for name, value, other, differences in found
-    }
+    metrics: dict[str, dict[str, float]] = {}
+    for name, values in _macro_f1s(tasks, models, resamples, seed).items():
+        metrics[name] = {"value": values[0, 0].item()}
+        shown = values[0]
+        if other_rows is not None:
+            shown = values[0] - values[1]
+            metrics[name] |= {"other": values[1, 0].item(), "difference": shown[0].item()}
+        low, high = np.nanquantile(shown[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        metrics[name] |= {"low": low.item(), "high": high.item()}
     return {"resamples": resamples, "seed": seed, "confidence": CONFIDENCE, "metrics": metrics}
 
 
 def intervals_table(found: Mapping[str, Any]) -> str:
-    """What [`macro_f1_intervals`] or [`macro_f1_comparison`] returned, as plain text."""
+    """What [`macro_f1_intervals`] returned, as plain text."""
     metrics = found["metrics"]
     is_comparison = "difference" in metrics["avg_macro_f1"]
     sign = "+" if is_comparison else ""
@@ -94,16 +79,9 @@ def intervals_table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _interval(drawn: np.ndarray) -> dict[str, float]:
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return {"low": float(low), "high": float(high)}
-
-
-def _macro_f1s(
-    tasks: Sequence[Task], models: Sequence[Rows], resamples: int, seed: int
-) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
-    """The names of the macro F1s, and of each model their values on the rows themselves, `(names,)`, and on the draws,
-    `(names, resamples)`; not a number where no row of a draw has a known label."""
+def _macro_f1s(tasks: Sequence[Task], models: Sequence[Rows], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """By name the macro F1 of each model on the rows themselves and on each draw, `(models, 1 + resamples)`; not a
+    number where no row of a draw has a known label."""
     if resamples < FEWEST:
         raise ValueError(f"resamples={resamples}: use at least {FEWEST}.")
     judged = [task for task in tasks if task.name in models[0]]
@@ -112,13 +90,12 @@ def _macro_f1s(
     num_rows = len(models[0][judged[0].name][0])
     itself = np.ones((1, num_rows), dtype=np.float32)
     blocks = [
-        [[_macro_f1(task, *rows[task.name], counts) for task in judged] for rows in models]
+        [[_macro_f1(task, *rows[task.name], counts) for rows in models] for task in judged]
         for counts in itertools.chain([itself], _draws(num_rows, resamples, seed))
     ]
-    found = np.concatenate([np.array(block) for block in blocks], axis=-1)  # (models, tasks, 1 + resamples)
-    found = np.concatenate([found, np.nanmean(found, axis=1, keepdims=True)], axis=1)  # (models, names, 1 + resamples)
-    names = [f"{task.name}_macro_f1" for task in judged] + ["avg_macro_f1"]
-    return names, [(of_model[:, 0], of_model[:, 1:]) for of_model in found]
+    found = np.concatenate([np.array(block) for block in blocks], axis=-1)  # (tasks, models, 1 + resamples)
+    by_name = {f"{task.name}_macro_f1": values for task, values in zip(judged, found, strict=True)}
+    return {**by_name, "avg_macro_f1": np.nanmean(found, axis=0)}
 
 
 def _draws(num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import UserError
 from ..evaluation.figures import CONFUSION
-from ..evaluation.results import results_rows
+from ..evaluation.results import Results, results_rows
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.tasks import Task
 
@@ -89,14 +89,19 @@ class CardOptions:
         needed = ["license", *(["license_name", "license_link"] if self.license == "other" else []), "language"]
         return [name for name in needed if not getattr(self, name)]
 
+    @classmethod
+    def of_results(cls, results: Results) -> CardOptions:
+        """As the run was started, or as they were given later."""
+        known = {option.name for option in fields(cls)}
+        return cls(**{name: value for name, value in results.card.items() if name in known})
 
-def write_card(
-    results: Mapping[str, Any], config: ArtGraphViTConfig, folder: str | Path, options: CardOptions
-) -> Path:
-    """Writes the card as `README.md` into the output folder of a run."""
+
+def write_card(results: Results, config: ArtGraphViTConfig, folder: str | Path) -> Path:
+    """Writes the card as `README.md` into the output folder of a run, by the options that its results hold."""
     path = Path(folder) / "README.md"
     figures = [name for name in figure_titles(config) if (Path(folder) / name).is_file()]
-    path.write_text(render_card(results, config, Path(folder).name, options, figures), encoding="utf-8")
+    text = render_card(results, config, Path(folder).name, CardOptions.of_results(results), figures)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -107,7 +112,7 @@ def figure_titles(config: ArtGraphViTConfig) -> dict[str, str]:
 
 
 def render_card(
-    results: Mapping[str, Any],
+    results: Results,
     config: ArtGraphViTConfig,
     folder_name: str,
     options: CardOptions,
@@ -116,7 +121,7 @@ def render_card(
     """Fills the template.
 
     Args:
-        results (`Mapping`): as in `results.json`.
+        results ([`Results`]).
         config ([`ArtGraphViTConfig`]).
         folder_name (`str`): names the model where no repository is known.
         options ([`CardOptions`]).
@@ -127,8 +132,8 @@ def render_card(
         The text of the card, metadata first.
     """
     backbone: Any = config.backbone_config
-    base_model = _hub_id(results["recipe"].get("backbone")) if not results["recipe"].get("from_scratch") else None
-    dataset_id = options.dataset_id or _hub_id(results.get("data", {}).get("source"))
+    base_model = None if results.recipe.get("from_scratch") else _hub_id(results.recipe.get("backbone"))
+    dataset_id = options.dataset_id or _hub_id(results.data.get("source"))
     name = " ".join((options.repo_id or folder_name).split())
     measured = _eval_results(results, config, dataset_id, options.dataset_name)
     is_other = options.license == "other"
@@ -155,22 +160,22 @@ def render_card(
         base_model=base_model,
         backbone_type=backbone.model_type,
         task_weighting=config.task_weighting,
-        adjusted=list(config.logit_offsets),
+        has_average_precision=bool(results.measured.of_kind("mean_average_precision")),
         tasks=[
             {
                 "name": task.name,
                 "kind": "several labels" if task.is_multi_label else "one label",
                 "count": task.num_labels,
                 "has_other": task.rare == "other",
-                "absent": results["metrics"].get(f"{task.name}_absent_labels"),
+                "absent": results.measured.tasks[task.name].get("absent_labels"),
                 "labels": escape(", ".join(" ".join(label.split()) for label in task.labels)),
             }
             for task in config.tasks
         ],
         thresholds={task.name: _threshold(config, task) for task in config.tasks if task.is_multi_label},
-        rows=results_rows(results, [task.name for task in config.tasks]),
+        rows=results_rows(results),
         results=results,
-        recipe={name: value for name, value in results["recipe"].items() if value is not None},
+        recipe={name: value for name, value in results.recipe.items() if value is not None},
         options=options,
         figures={path: title for path, title in figure_titles(config).items() if path in figures},
     )
@@ -206,37 +211,41 @@ def _threshold(config: ArtGraphViTConfig, task: Task) -> str:
 
 
 def _eval_results(
-    results: Mapping[str, Any], config: ArtGraphViTConfig, dataset_id: str | None, dataset_name: str
+    results: Results, config: ArtGraphViTConfig, dataset_id: str | None, dataset_name: str
 ) -> list[EvalResult]:
     """Each figure of each task as an entry of the `model-index`, with the dataset and split it was measured on."""
-    kinds = {
+    macro = {"average": "macro"}
+    kinds: dict[str, tuple[str, str, dict[str, str] | None]] = {
         "accuracy": ("accuracy", "Accuracy", None),
         "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy", None),
         "top5_accuracy": ("top_5_accuracy", "Top-5 accuracy", None),
         "hamming_loss": ("hamming_loss", "Hamming loss", None),
-        "mean_average_precision": ("mean_average_precision", "Mean average precision", {"average": "macro"}),
+        "mean_average_precision": ("mean_average_precision", "Mean average precision", macro),
         "micro_f1": ("f1", "Micro F1", {"average": "micro"}),
-        **{f"macro_{kind}": (kind, f"Macro {kind}", {"average": "macro"}) for kind in ("precision", "recall")},
-        "macro_f1": ("f1", "Macro F1", {"average": "macro"}),
+        "macro_precision": ("precision", "Macro precision", macro),
+        "macro_recall": ("recall", "Macro recall", macro),
+        "macro_f1": ("f1", "Macro F1", macro),
     }
-    named: dict[str, tuple] = {"avg_macro_f1": ("f1", "Average macro F1", {"average": "macro"})}
+    measured: list[tuple[str, str, dict[str, str] | None, float | None]] = [
+        ("f1", "Average macro F1", macro, results.measured.avg_macro_f1)
+    ]
     for task in config.tasks:
+        own = results.measured.tasks[task.name]
         for kind, (metric_type, title, arguments) in kinds.items():
-            named[f"{task.name}_{kind}"] = (metric_type, f"{title} ({task.name})", arguments)
-    data = results.get("data", {})
+            measured.append((metric_type, f"{title} ({task.name})", arguments, own.get(kind)))
     return [
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset_id or "artworks",
             dataset_name=dataset_name,
-            dataset_config=data.get("config"),
-            dataset_revision=data.get("revision"),
-            dataset_split=" ".join(str(results["split"]).split()),
+            dataset_config=results.data.get("config"),
+            dataset_revision=results.data.get("revision"),
+            dataset_split=" ".join(str(results.split).split()),
             metric_type=metric_type,
             metric_name=title,
             metric_args=arguments,
-            metric_value=results["metrics"][name],
+            metric_value=value,
         )
-        for name, (metric_type, title, arguments) in named.items()
-        if results["metrics"].get(name) is not None and math.isfinite(results["metrics"][name])
+        for metric_type, title, arguments, value in measured
+        if value is not None and math.isfinite(value)
     ]

@@ -1,4 +1,5 @@
-"""Publishes the folder of a finished run on the Hub in one commit: what a reader needs, and nothing else.
+"""Publishes the folder of a finished run, or a prepared dataset, on the Hub in one commit: what a reader needs, and
+nothing else.
 
 Weights are safetensors or they are not sent; nothing pickled, no checkpoint, no optimizer state, no hidden file and no
 link that leads out of the folder ever is. A push that broke off is started again: what is there is not sent twice.
@@ -6,66 +7,34 @@ link that leads out of the folder ever is. A push that broke off is started agai
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
-from ..errors import UserError
-from ..evaluation.results import write_results
+from ..errors import LIBRARY_ERRORS, UserError, as_user_error
+from ..evaluation.results import Results
 from ..files import atomic_write
-from ..model import modeling_artgraph_vit as modeling
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from .card import FIGURES, CardOptions, render_card
-from .hub import hub_errors, make_repository
-from .questions import complete, unanswered
 
 logger = logging.get_logger(__name__)
 
+MODELING = "modeling_artgraph_vit.py"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # Of these the repository keeps none that the folder lacks: old weights beside new ones would be loaded in their place.
 REPLACED = ("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX, "figures/*.png")
-PUBLISHED = (
-    *REPLACED,
-    *("config.json", "preprocessor_config.json", "trainer_state.json", "results.json", "labels.csv", "LICENSE"),
-)
 NEEDED = ("config.json", "preprocessor_config.json", "results.json")
-# The code that travels: what save_pretrained copies, and no other file of Python that lies in the folder.
-CODE = sorted({Path(file).name for file in (modeling.__file__, *get_relative_import_files(modeling.__file__))})
-ONLY_ITS_AUTHOR_KNOWS = ("license", "license_name", "license_link", "language")
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What a push would send.
-
-    Args:
-        folder (`Path`): the output folder of a run.
-        results (`dict`): of the run, with the card's options as they are now.
-        options ([`CardOptions`]): for this repository.
-        card (`str`): the text of `README.md`.
-        files (`dict[str, Path | bytes]`): by their names in the repository.
-        left_out (`list[str]`): what else stands at the top of the folder.
-    """
-
-    folder: Path
-    results: dict[str, Any]
-    options: CardOptions
-    card: str
-    files: dict[str, Path | bytes]
-    left_out: list[str]
-
-    @property
-    def missing_figures(self) -> list[str]:
-        return [name for name in FIGURES if name not in self.files]
+PUBLISHED = (*REPLACED, *NEEDED, "trainer_state.json", "labels.csv", "LICENSE")
+PUBLISHED_OF_DATASETS = ("data/*.parquet", "figures/*.png", "vocabulary.json", "report.json")
 
 
 def push_run(
@@ -75,8 +44,7 @@ def push_run(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    answers: Mapping[str, Any] | None = None,
-    ask: Callable[[str], str] | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> str:
     """Renders the card for the repository and uploads the run.
 
@@ -88,9 +56,8 @@ def push_run(
         revision (`str`, *optional*, defaults to the main branch): the branch; made if it is not there.
         create_pr (`bool`, *optional*, defaults to `False`): open a pull request, against `revision` if that is given,
             which must be there then.
-        answers (`Mapping`, *optional*): options of the card that take the place of the run's, such as `license`;
+        card (`Mapping`, *optional*): options of the card that take the place of the run's, such as `license`;
             `results.json` remembers them.
-        ask (`Callable[[str], str]`, *optional*): asks the author for what is missing, as `input` does.
 
     Returns:
         The address of the commit, or of the pull request.
@@ -99,136 +66,136 @@ def push_run(
         UserError: if the folder does not hold a finished run, the licence or the language of the labels is not known,
             or the Hub refuses or cannot be reached.
     """
-    publication = _publication(folder, repo_id, answers, lambda options: complete(options, ask))
-    if publication.missing_figures:
-        logger.warning("%s lacks %s; the card does without.", folder, ", ".join(publication.missing_figures))
-    failed = f"{folder} could not be pushed to {repo_id}"
-    with hub_errors(failed):
-        ModelCard(publication.card).validate()  # before anything is written, here or there
-    _remember(publication)
-    api = HfApi(token=token)
-    with hub_errors(failed):
-        make_repository(api, repo_id, private)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        changes: list[Any] = [CommitOperationAdd(name, file) for name, file in publication.files.items()]
-        there = [name for name in api.list_repo_files(repo_id, revision=revision) if _matches(name, REPLACED)]
-        changes += [CommitOperationDelete(name) for name in there if name not in publication.files]
-        commit = api.create_commit(
-            repo_id,
-            changes,
-            commit_message="Upload a trained ArtGraph ViT",
-            revision=revision,
-            create_pr=create_pr,
-        )
+    files, results, options = _publication(folder, repo_id, card)
+    if missing := options.missing():
+        raise UserError(_needed(missing))
+    if lacking := [name for name in FIGURES if name not in files]:
+        logger.warning("%s lacks %s; the card does without.", folder, ", ".join(lacking))
+    text = files["README.md"].decode()
+    with _hub_errors(folder, repo_id):
+        ModelCard(text).validate()  # before anything is written, here or there
+    with atomic_write(folder / "README.md") as part:
+        part.write_text(text, encoding="utf-8")
+    if results != Results.read(folder):  # remembers, for the next push
+        results.write(folder)
+    message = "Upload a trained ArtGraph ViT"
+    commit = _upload(folder, repo_id, files, REPLACED, message, "model", private, token, revision, create_pr)
     return commit.pr_url or commit.commit_url
 
 
-def dry_run(folder: Path, repo_id: str, answers: Mapping[str, Any] | None = None) -> str:
-    """Lists what [`push_run`] would send; asks nobody, writes nothing and contacts no network.
+def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Uploads the folder that [`prepare_dataset`] wrote, its card with the repository's name; what is there already is
+    not sent again, and shards of an earlier preparation are taken away.
+
+    Args:
+        folder (`Path`), repo_id (`str`), private (`bool`, *optional*), token (`str`, *optional*): as for [`push_run`].
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: if the Hub refuses or cannot be reached.
+    """
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
+    paths = [path for pattern in PUBLISHED_OF_DATASETS for path in folder.glob(pattern)]
+    files: dict[str, Path | bytes] = {str(path.relative_to(folder)): path for path in paths}
+    message = "Upload artworks prepared for training"
+    files["README.md"] = card.encode()
+    return _upload(folder, repo_id, files, ("data/*",), message, "dataset", private, token).commit_url
+
+
+def dry_run(folder: Path, repo_id: str, card: Mapping[str, Any] | None = None) -> str:
+    """Lists what [`push_run`] would send; writes nothing and contacts no network.
 
     Raises:
         UserError: if the folder does not hold a finished run.
     """
-    publication = _publication(folder, repo_id, answers, lambda options: options)
-    files = publication.files.items()
-    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files}
+    files, _, options = _publication(folder, repo_id, card)
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     width = len(f"{sum(sizes.values()):,}")
     lines = [f"Would be pushed to {repo_id}, in one commit:"]
     lines += [f"  {size:>{width},} {name}" for name, size in sorted(sizes.items())]
     lines += [f"  {sum(sizes.values()):>{width},} bytes in {len(sizes)} files"]
     lines += ["Would be removed there: weights and figures of an earlier push that are not in this list."]
-    if publication.left_out:
-        lines += [f"Stays here: {', '.join(publication.left_out)}."]
-    if publication.missing_figures:
-        lines += [f"Missing: {', '.join(publication.missing_figures)}; the card does without."]
-    if missing := publication.options.missing():
-        lines += [unanswered(missing)]
+    sent = {name.split("/")[0] for name in files}
+    if left_out := sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in sent):
+        lines += [f"Stays here: {', '.join(left_out)}."]
+    if lacking := [name for name in FIGURES if name not in files]:
+        lines += [f"Missing: {', '.join(lacking)}; the card does without."]
+    if missing := options.missing():
+        lines += [_needed(missing)]
     return "\n".join(lines)
 
 
+def _needed(missing: Sequence[str]) -> str:
+    return f"The card needs what only you can say: give {' and '.join(f'--{name}' for name in missing)}."
+
+
 def _publication(
-    folder: Path,
-    repo_id: str,
-    answers: Mapping[str, Any] | None,
-    completed: Callable[[CardOptions], CardOptions],
-) -> Publication:
-    with hub_errors(f"{folder} cannot be pushed to {repo_id}"):
+    folder: Path, repo_id: str, card: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Results, CardOptions]:
+    """What a push would send, by the names in the repository (a path, or the bytes themselves); the results, with the
+    card's options as they are now; and these options."""
+    with as_user_error(f"{folder} cannot be pushed to {repo_id}"):
         validate_repo_id(repo_id)
-    files = {name: path for name, path in _files_below(folder).items() if _matches(name, PUBLISHED) or name in CODE}
-    _refuse_unfinished(folder, files)
-    try:
-        results = json.loads(files["results.json"].read_text(encoding="utf-8"))
-        config = ArtGraphViTConfig.from_pretrained(folder)
-        state = files.get("trainer_state.json")
-        made = {} if state is None else {"trainer_state.json": _without_paths(state)}
-    except (ValueError, OSError, AttributeError) as error:
-        raise UserError(f"{folder} cannot be read ({error}): give the output folder of a finished run.") from error
-    try:
-        known = {field.name for field in dataclasses.fields(CardOptions)}
-        card = {name: value for name, value in (results.get("card") or {}).items() if name in known}
-        given = {name: value for name, value in (answers or {}).items() if value is not None}
-        options = completed(CardOptions(**{**card, **given, "repo_id": repo_id}))
-        said = {name: getattr(options, name) for name in {*ONLY_ITS_AUTHOR_KNOWS, *given}}
-        results["card"] = {**card, **{name: value for name, value in sorted(said.items()) if value or name in card}}
-        text = render_card(results, config, folder.name, options, list(files))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}/results.json is not of a finished run ({error!r}): train or evaluate again."
-        ) from error
+    files: dict[str, Any] = _files_of_run(folder)
+    results = Results.read(folder)
+    given = {name: value for name, value in (card or {}).items() if value is not None}
+    options = replace(CardOptions.of_results(results), **given)
+    results = replace(results, card=results.card | {name: getattr(options, name) for name in given})
+    options = replace(options, repo_id=repo_id)
     if options.license == "other" and options.license_link == "LICENSE" and "LICENSE" not in files:
         raise UserError(f"The card would link to LICENSE, which {folder} lacks: put the text of the licence there.")
-    listed = {name.split("/")[0] for name in files} | {"README.md"}
-    left_out = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in listed)
-    return Publication(folder, results, options, text, {**files, **made, "README.md": text.encode()}, left_out)
+    with as_user_error(f"{folder} cannot be read", "give the output folder of a finished run."):
+        config = ArtGraphViTConfig.from_pretrained(folder)
+        if "trainer_state.json" in files:
+            files["trainer_state.json"] = _without_paths(files["trainer_state.json"])
+    files["README.md"] = render_card(results, config, folder.name, options, list(files)).encode()
+    return files, results, options
 
 
-def _files_below(folder: Path) -> dict[str, Path]:
-    """The files at the top of a folder and in `figures`, without those that a link fetches from outside."""
-    top = folder.resolve()
-    paths = sorted([*folder.glob("*"), *folder.glob("figures/*")])
-    return {
+def _files_of_run(folder: Path) -> dict[str, Path]:
+    """What is published of a folder, which must hold all that a model needs to be loaded, as far as this can be seen
+    without loading it; of its code only what the model imports."""
+    files = {
         path.relative_to(folder).as_posix(): path
-        for path in paths
-        if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(top)
+        for path in sorted([*folder.glob("*"), *folder.glob("figures/*")])
+        if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(folder.resolve())
     }
-
-
-def _refuse_unfinished(folder: Path, files: Mapping[str, Path]) -> None:
-    missing = [name for name in NEEDED if name not in files]
-    weights = [name for name in files if name.endswith(".safetensors")]
-    if not weights:
-        missing.append("model.safetensors")
-    elif WEIGHTS_INDEX in files:
-        try:
+    needed = [*NEEDED, "model.safetensors"]
+    with as_user_error(f"{folder} holds no whole model", "save it again.", kinds=(*LIBRARY_ERRORS, KeyError)):
+        if WEIGHTS_INDEX in files:
             parts = json.loads(files[WEIGHTS_INDEX].read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{folder}/{WEIGHTS_INDEX} is damaged: save the model again.") from error
-        missing += sorted({str(name) for name in parts} - set(files))
-        if "model.safetensors" in files:
-            raise UserError(
-                f"{folder} holds two models, model.safetensors and one in parts ({WEIGHTS_INDEX}): remove the older."
-            )
-    if missing:
-        linked = [name for name in missing if (folder / name).is_file()]
-        why = f" ({', '.join(linked)} leads out of it by a link, which is not followed)" if linked else ""
-        raise UserError(f"{folder} lacks {', '.join(missing)}{why}: give the output folder of a finished run.")
-    if lacking := [name for name in CODE if name not in files]:  # saved before it was there
+            needed = [*NEEDED, *sorted(set(parts))]
+            if "model.safetensors" in files:
+                raise UserError(
+                    f"{folder} holds two models, model.safetensors and one in parts ({WEIGHTS_INDEX}): remove the "
+                    "older."
+                )
+        for name in needed:
+            if name in files and name.endswith(".safetensors"):  # half written, or something else under this name?
+                with safe_open(files[name], "np"):
+                    pass
+    if missing := [name for name in needed if name not in files]:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)} (a link that leads out of it is not followed): give the output "
+            "folder of a finished run."
+        )
+    try:
+        code = {MODELING, *(Path(file).name for file in get_relative_import_files(folder / MODELING))}
+        lacking = sorted(code - set(files))
+    except FileNotFoundError as error:  # one of them
+        lacking = [Path(error.filename).name]
+    if lacking:
         raise UserError(
             f"{folder} lacks code that travels with the weights ({', '.join(lacking)}): save it again, by "
             f"ArtGraphPipeline.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
         )
-    for name in weights:
-        try:
-            with safe_open(files[name], "np"):
-                pass
-        except SafetensorError as error:  # half written, or something else under this name
-            raise UserError(
-                f"{folder}/{name} is no whole safetensors file ({error}): save the model again."
-            ) from error
+    return {name: path for name, path in files.items() if _matches(name, PUBLISHED) or name in code}
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     path = PurePosixPath(name)
     return any(path.match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
@@ -241,10 +208,42 @@ def _without_paths(path: Path) -> bytes:
     return (json.dumps(state, indent=2) + "\n").encode()
 
 
-def _remember(publication: Publication) -> None:
-    """Keeps the card and what was answered in the folder, for the next push."""
-    folder = publication.folder
-    with atomic_write(folder / "README.md") as part:
-        part.write_text(publication.card, encoding="utf-8")
-    if publication.results != json.loads((folder / "results.json").read_text(encoding="utf-8")):
-        write_results(publication.results, folder)
+# ---- the Hub ----
+
+
+def _hub_errors(folder: Path, repo_id: str) -> AbstractContextManager[None]:
+    """Surrounds calls of the Hub's client, of which an upload that breaks off is a RuntimeError."""
+    return as_user_error(
+        f"{folder} could not be pushed to {repo_id}",
+        "when that is mended, start again: what is there already is not sent twice.",
+        kinds=(*LIBRARY_ERRORS, RuntimeError),
+    )
+
+
+def _upload(
+    folder: Path,
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    replaced: Sequence[str],
+    message: str,
+    repo_type: str,
+    private: bool | None,
+    token: str | None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Commits files, and takes away those that fit the patterns `replaced` and are not among them."""
+    api = HfApi(token=token)
+    with _hub_errors(folder, repo_id):
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            raise UserError(f"{repo_id} is there already and public: make it private in its settings first.")
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+        old = [name for name in there if name not in files and _matches(name, replaced)]
+        changes: list[Any] = [CommitOperationAdd(name, file) for name, file in sorted(files.items())]
+        changes += [CommitOperationDelete(name) for name in old]
+        return api.create_commit(
+            repo_id, changes, commit_message=message, repo_type=repo_type, revision=revision, create_pr=create_pr
+        )

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from transformers import ProgressCallback
 
+from ..evaluation.results import Measured
+
 SECONDS_BETWEEN_LOSSES = 2.0  # on the bar
 
 
@@ -54,20 +56,17 @@ class EpochTable(ProgressCallback):
         super().on_evaluate(args, state, control, **kwargs)
         if state.is_world_process_zero and self.training_bar is not None and "eval_avg_macro_f1" in (metrics or {}):
             trained = next((logs for logs in reversed(state.log_history) if "learning_rate" in logs), {})
-            self.training_bar.write(epoch_table(trained, metrics))
+            tasks = [task.name for task in kwargs["model"].config.tasks]
+            evaluated = Measured.of_log(metrics, tasks, "eval_")
+            self.training_bar.write(epoch_table(Measured.of_log(trained, tasks), evaluated, metrics.get("epoch", 0)))
 
 
-def epoch_table(trained: dict[str, float], evaluated: dict[str, float]) -> str:
-    """The table of one epoch, from its train log and its evaluation."""
-    tasks = [name[5:-9] for name in evaluated if name.endswith("_macro_f1") and name != "eval_avg_macro_f1"]
-    lines = [f"epoch {evaluated.get('epoch', 0):g}{'train loss':>20}{'val loss':>10}{'val F1':>9}{'weight':>9}"]
-    for task in tasks:
-        cells = (
-            f"{trained.get(f'{task}_loss', float('nan')):>10.4f}",
-            f"{evaluated.get(f'eval_{task}_loss', float('nan')):>10.4f}",
-            f"{evaluated[f'eval_{task}_macro_f1']:>9.3f}",
-            f"{trained.get(f'{task}_weight', float('nan')):>9.3f}",
-        )
-        lines.append(f"  {task:<15.15} {''.join(cells)}")
-    total = f"{trained.get('loss', float('nan')):>10.4f}{evaluated.get('eval_loss', float('nan')):>10.4f}"
-    return "\n".join([*lines, f"  {'total / average':<15} {total}{evaluated['eval_avg_macro_f1']:>9.3f}"])
+def epoch_table(trained: Measured, evaluated: Measured, epoch: float) -> str:
+    """The table of one epoch, from its train log and its evaluation; what was not logged is nan."""
+    lines = [f"epoch {epoch:g}{'train loss':>20}{'val loss':>10}{'val F1':>9}{'weight':>9}"]
+    for task, own in evaluated.tasks.items():
+        train, nan = trained.tasks[task], float("nan")
+        losses = f"{train.get('loss', nan):>10.4f}{own.get('loss', nan):>10.4f}"
+        lines.append(f"  {task:<15.15} {losses}{own.get('macro_f1', nan):>9.3f}{train.get('weight', nan):>9.3f}")
+    losses = "".join(f"{float('nan') if loss is None else loss:>10.4f}" for loss in (trained.loss, evaluated.loss))
+    return "\n".join([*lines, f"  {'total / average':<15} {losses}{evaluated.avg_macro_f1:>9.3f}"])

@@ -1,5 +1,7 @@
 """A made run: log history and results with figures that can be told apart."""
 
+from artgraph_vit.evaluation.results import Results
+
 TASKS = ["artist", "tags"]
 
 
@@ -7,16 +9,8 @@ def history() -> list[dict]:
     logs = []
     for epoch in range(1, 5):
         step = 10 * epoch
-        logs.append(
-            {
-                "loss": 3.0,
-                "learning_rate": 1e-3,
-                "artist_loss": 2 / epoch,
-                "tags_loss": 0.7,
-                "epoch": epoch,
-                "step": step,
-            }
-        )
+        trained = {"loss": 3.0, "learning_rate": 1e-3, "artist_loss": 2 / epoch, "tags_loss": 0.7}
+        logs.append({**trained, "artist_weight": 0.5 * epoch, "epoch": epoch, "step": step})
         evaluated = {"eval_loss": 3.1, "eval_artist_loss": 2.2 / epoch, "eval_tags_loss": 0.8}
         scores = {
             "eval_artist_macro_f1": 0.2 * epoch,
@@ -28,7 +22,8 @@ def history() -> list[dict]:
     return [*logs, {"train_runtime": 12.0, "epoch": 4, "step": 40}]
 
 
-def results() -> dict:
+def results(**changed) -> Results:
+    """`changed` are entries of `results.json`."""
     metrics = {
         **{"artist_accuracy": 0.611, "artist_macro_precision": 0.622, "artist_macro_recall": 0.633},
         **{"artist_macro_f1": 0.644, "artist_absent_labels": 3, "tags_hamming_loss": 0.0555},
@@ -38,7 +33,7 @@ def results() -> dict:
         "avg_macro_f1": 0.586,
     }
     majority = dict.fromkeys(metrics, 0.111) | {"avg_macro_f1": 0.0777}
-    return {
+    made = {
         **{"split": "test", "rows": 1240, "known_rows": {"artist": 1230, "tags": 930}, "loss": 1.25},
         **{"task_losses": {"artist": 1.1234, "tags": 0.0321}, "metrics": metrics, "majority_metrics": majority},
         **{"frozen_metrics": dict.fromkeys(metrics, 0.333), "best_epoch": 3.0, "best_step": 30},
@@ -47,3 +42,4 @@ def results() -> dict:
         "data": {"source": "made", "train_rows": 4000, "validation_rows": 1100, "test_rows": 1240},
         "versions": {"torch": "2.13.0"},
     }
+    return Results.from_dict({**made, **changed})

@@ -24,8 +24,10 @@ def lines_of(axes) -> dict[str, list]:
 
 def test_losses_hold_train_and_validation_points():
     figure = losses_figure(history(), TASKS, frozen_epochs=1, best_epoch=3)
-    assert [axes.get_title() for axes in figure.axes] == ["artist loss", "tags loss"]
-    lines = lines_of(figure.axes[0])
+    artist, tags, weight = figure.axes
+    assert (artist.get_title(), tags.get_title()) == ("artist loss", "tags loss")
+    assert lines_of(weight)["weight"] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+    lines = lines_of(artist)
     assert lines["train"] == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3)), (4, 0.5)]
     assert lines["validation"][0] == (1, 2.2)
     assert {point[0] for point in lines["backbone unfrozen"]} == {1}
@@ -40,7 +42,7 @@ def test_scores_hold_a_panel_for_the_average():
     assert set(lines) == {"validation"}
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 7])
+@pytest.mark.parametrize("count", [1, 7])
 def test_any_number_of_tasks_is_drawn(tmp_path, count):
     tasks = [f"task{number}" for number in range(count)]
     logs = [{f"eval_{task}_loss": 1.0, "epoch": 1.0, "step": 1} for task in tasks]

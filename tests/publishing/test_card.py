@@ -1,6 +1,6 @@
 """The model card: its metadata can be read back, its figures are the run's, its code runs, all else is text."""
 
-import dataclasses
+import json
 import re
 
 import pytest
@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
+from artgraph_vit.evaluation.results import Results
 from artgraph_vit.publishing.card import FIGURES, CardOptions, escape, render_card, write_card
 from artgraph_vit.training.options import parse_options
 from tests.evaluation.made import results
@@ -72,16 +73,13 @@ def test_the_metadata_says_what_the_run_measured():
 
 
 def test_the_model_index_is_the_hubs():
-    data = {**results()["data"], "source": "someone/art", "config": "small", "revision": "abc"}
-    card = render_card({**results(), "data": data}, config(), "run", CardOptions())
+    data = results().data | {"source": "someone/art", "config": "small", "revision": "abc"}
+    card = render_card(results(data=data), config(), "run", CardOptions())
     assert card_errors(card) == []
     (model,) = metadata(card)["model-index"]
-    assert model["name"] == "run"
     (result,) = model["results"]
-    assert result["dataset"] == {
-        **{"name": "artworks", "type": "someone/art", "config": "small", "split": "test", "revision": "abc"}
-    }
-    assert metadata(card)["datasets"] == ["someone/art"]
+    named = {"name": "artworks", "type": "someone/art", "config": "small", "split": "test", "revision": "abc"}
+    assert (model["name"], result["dataset"], metadata(card)["datasets"]) == ("run", named, ["someone/art"])
     name, entries = model_index_to_eval_results(metadata(card)["model-index"])
     assert (name, len(entries)) == ("run", 13)
     assert str(ModelCard(card)) == card
@@ -89,7 +87,7 @@ def test_the_model_index_is_the_hubs():
 
 def test_nothing_is_invented():
     recipe = {"backbone": "demo-backbone", "from_scratch": True}
-    text = render_card({**results(), "recipe": recipe, "frozen_metrics": None}, config(), "run", CardOptions())
+    text = render_card(results(recipe=recipe, frozen_metrics=None), config(), "run", CardOptions())
     data = ModelCard(text).data
     assert (data.license, data.language, data.base_model, data.datasets) == (None, None, None, None)
     assert "No licence was chosen" in text
@@ -137,24 +135,19 @@ def test_each_figure_stands_beside_the_majority_guess():
     assert (named[3][8], named[3][9]) == ("**0.586**", "0.078")
 
 
-def test_figures_that_are_not_there_are_not_shown(tmp_path):
+def test_figures_are_shown_that_are_there(tmp_path):
     first, second = FIGURES
     (tmp_path / "figures").mkdir()
     (tmp_path / first).touch()
-    text = write_card(results(), config(), tmp_path, CardOptions()).read_text()
-    assert f"]({first})" in text
-    assert second not in text
-    assert "confusion" not in text
-    assert all(f"]({path})" in render_card(results(), config(), "run", CardOptions()) for path in FIGURES)
-
-
-def test_confusions_that_are_there_are_shown(tmp_path):
-    (tmp_path / "figures").mkdir()
     for task in ("artist", "other"):  # of which the model has the first
         (tmp_path / "figures" / f"confusion_{task}.png").touch()
-    text = write_card(results(), config(), tmp_path, CardOptions()).read_text()
+    text = write_card(results(card={"license": "mit", "gone": 1}), config(), tmp_path).read_text()
+    assert f"]({first})" in text
+    assert second not in text
     assert "![What each artist is taken for](figures/confusion_artist.png)" in text
     assert "confusion_other" not in text
+    assert "published under mit." in text
+    assert all(f"]({path})" in render_card(results(), config(), "run", CardOptions()) for path in FIGURES)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +196,9 @@ def test_what_means_something_in_markdown_is_escaped(text, plain):
 
 def test_names_from_outside_break_neither_metadata_nor_text():
     hostile = 'x: {y}\n---\n<script>alert("&")</script> | {{ 7 * 7 }} `'
-    run = {**results(), "recipe": {"backbone": hostile, hostile: hostile, "tasks": ["a|b"]}, "split": hostile}
-    run |= {"versions": {hostile: hostile}, "data": {**results()["data"], "source": hostile}}
+    recipe = {"backbone": hostile, hostile: hostile, "tasks": ["a|b"]}
+    data = results().data | {"source": hostile}
+    run = results(recipe=recipe, split=hostile, versions={hostile: hostile}, data=data)
     given = dict.fromkeys(("repo_id", "dataset_name", "dataset_id", "data_license", "license_name"), hostile)
     card = render_card(run, config((hostile, "other")), "run", CardOptions(license="other", **given))
     plain = " ".join(hostile.split())
@@ -231,14 +225,8 @@ def test_the_snippets_of_the_card_run_as_written(tmp_path, monkeypatch, capsys):
     ArtGraphViTForImageClassification(tasks).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     Image.new("RGB", (50, 40), "teal").save(tmp_path / "painting.jpg")
-    made = results()
-    renamed = {
-        place: {
-            name.replace("artist", "maker").replace("tags", "subjects"): value for name, value in made[place].items()
-        }
-        for place in ("known_rows", "task_losses", "metrics", "majority_metrics", "frozen_metrics")
-    }
-    card = render_card({**made, **renamed}, tasks, "run", CardOptions(repo_id=str(folder)))
+    made = json.loads(json.dumps(results().to_dict()).replace("artist", "maker").replace("tags", "subjects"))
+    card = render_card(Results.from_dict(made), tasks, "run", CardOptions(repo_id=str(folder)))
     snippets = re.findall(r"```python\n(.*?)```", card, re.S)
     assert len(snippets) == 3
     monkeypatch.chdir(tmp_path)
@@ -250,27 +238,42 @@ def test_the_snippets_of_the_card_run_as_written(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(r"\{'maker': \['(a|other)'\], 'subjects': \[.*\]\} torch.Size\(\[1, 32\]\)", labels), labels
 
 
-def test_options_survive_the_results_file():
-    options = CardOptions("me/model", "mit", "ArtGraph", language="en")
-    assert CardOptions(**dataclasses.asdict(options)) == options
-
-
 @pytest.mark.parametrize("backbone", ["/data/vit", "vit", "../vit", "./a/b"])
 def test_a_folder_is_no_base_model(backbone):
-    made = {**results(), "recipe": {"backbone": backbone, "from_scratch": False}}
+    made = results(recipe={"backbone": backbone, "from_scratch": False})
     assert ModelCard(render_card(made, config(), "run", CardOptions())).data.base_model is None
 
 
 def test_the_card_says_which_recipe_made_the_checkpoint():
     options = CardOptions(recipe_name="artgraph-strong *or so*")
     departs = {"class_weights": "sqrt", "mixup_alpha": 0.2, "tune_thresholds": True}
-    text = render_card({**results(), "departures": departs}, config(), "run", options)
+    text = render_card(results(departures=departs), config(), "run", options)
     assert r"From the recipe artgraph-strong \*or so\*. The options differ from those of the published" in text
     assert "by learned uncertainties" in text
-    assert "by the rule `log`." in render_card(results(), config(task_weighting="log"), "run", CardOptions())
+    assert "by the rule `equal`." in render_card(results(), config(task_weighting="equal"), "run", CardOptions())
     assert "`class_weights` sqrt, `mixup_alpha` 0.2, `tune_thresholds` True." in text
     assert "By the recipe of the published ArtGraph model." not in text
 
-    text = render_card({**results(), "departures": {}}, config(), "run", CardOptions())
+    text = render_card(results(departures={}), config(), "run", CardOptions())
     assert "By the recipe of the published ArtGraph model." in text
     assert "differ from" not in text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "frozen_epochs", "said"),
+    [
+        (4, 1, "In two phases: 1 epoch in which only the heads learn, then the whole model up to epoch 4."),
+        (0.0882, 0.0882, "Only the heads learned, for 0.0882 epochs: the backbone is as it was."),
+        (1.0, 1, "Only the heads learned, for 1 epoch: the backbone is as it was."),
+        (2.5, 0, "The whole model learned from the start, up to epoch 2.5."),
+    ],
+)
+def test_the_card_says_what_was_trained(epochs, frozen_epochs, said):
+    text = render_card(results(epochs=epochs, frozen_epochs=frozen_epochs), config(), "run", CardOptions())
+    assert f"\n{said} On 4,000 artworks" in text
+
+
+def test_what_average_precision_is_made_of_is_said_where_there_is_one():
+    assert "bins of 0.01 of the logit" in render_card(results(), config(), "run", CardOptions())
+    without = {name: value for name, value in results().measured.flat().items() if "average_precision" not in name}
+    assert "bins of" not in render_card(results(metrics=without), config(), "run", CardOptions())

@@ -1,6 +1,7 @@
-"""A trained model is tuned on its validation split: in this process, and by the scripts as a user runs them."""
+"""What a run says of itself is what was done; a trained model is tuned on its validation split."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,20 +12,18 @@ from sklearn.metrics import f1_score
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.data.options import DataArguments
 from artgraph_vit.errors import UserError
-from artgraph_vit.training.tuning import (
-    collect_scores,
-    folder_to_tune,
-    refuse_to_adjust_twice,
-    results_to_update,
-    tune,
-    write_tuned_config,
-)
+from artgraph_vit.evaluation.metrics import MultiTaskMetrics
+from artgraph_vit.evaluation.results import Results
+from artgraph_vit.evaluation.tuning import TUNED
+from artgraph_vit.publishing.card import CardOptions
+from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
+from artgraph_vit.training.options import parse_options
+from artgraph_vit.training.run import evaluate, finish_run, train, tune, tune_checkpoint
 
-from ..test_scripts import SMALL, common, labels_of, run
-from .tiny import TASKS, artworks, tiny_model, tiny_trainer
-
-TUNED = ("thresholds", "temperatures", "logit_offsets", "tuning")
+from ..test_scripts import labels_of, run
+from .tiny import TASKS, artworks, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +39,91 @@ def splits(pictures) -> DatasetDict:
 
 
 @pytest.fixture
-def trainer(tmp_path, pictures):
-    """Of a model whose heads are sure enough of themselves to be tuned."""
-    made = tiny_trainer(tmp_path, datasets=(pictures["train"], pictures["validation"]))
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for head in made.model.heads.values():
-            head.weight.copy_(torch.randn(head.weight.shape, generator=random))
-    return made
+def make_trainer(tmp_path, pictures):
+    """`make_trainer(**options)`: of a model whose heads are sure enough of themselves to be tuned."""
+
+    def make(**options):
+        made = tiny_trainer(tmp_path / "run", datasets=(pictures["train"], pictures["validation"]), **options)
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for head in made.model.heads.values():
+                head.weight.copy_(torch.randn(head.weight.shape, generator=random))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def trainer(make_trainer):
+    return make_trainer()
 
 
 def config_of(trainer) -> dict:
     return {name: getattr(trainer.config, name) for name in TUNED}
 
 
+def scores_of(trainer, rows) -> dict:
+    trainer.metrics = MultiTaskMetrics(TASKS, keep_scores=True)
+    trainer.predict(rows)
+    return trainer.metrics.scores()
+
+
+# ---- what a run says of itself ----
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "frozen_epochs", "said"),
+    [
+        ({"max_steps": 2}, 2 / 3, 2 / 3, "Only the heads learned, for 0.667 epochs"),
+        ({"max_steps": 7}, 7 / 3, 2, "then the whole model up to epoch 2.33."),
+        ({"num_train_epochs": 1, "frozen_epochs": 0}, 1, 0, "The whole model learned from the start, up to epoch 1."),
+    ],
+)
+def test_records_are_of_what_was_done(make_trainer, splits, pictures, options, epochs, frozen_epochs, said):
+    trainer = make_trainer(load_best_model_at_end=False, **options)
+    trainer.train()
+    made = DataArguments(source="made")
+    results = finish_run(trainer, splits, pictures, ModelArguments(backbone="tiny"), made, CardOptions(license="mit"))
+    folder = Path(trainer.args.output_dir)
+    assert Results.read(folder) == results
+    assert (results.epochs, results.frozen_epochs) == pytest.approx((epochs, frozen_epochs))
+    assert (results.recipe.get("max_steps"), results.best_epoch) == (options.get("max_steps"), None)
+    assert (
+        ("max_steps" in results.departures) == ("num_train_epochs" not in results.recipe) == ("max_steps" in options)
+    )
+    card = (folder / "README.md").read_text()
+    assert said in card
+    assert "published under mit." in card
+
+
+def test_the_checkpoint_that_was_evaluated_is_named(make_trainer, splits, pictures):
+    trainer = make_trainer(learning_rate=0.5, num_train_epochs=3, frozen_epochs=1)  # so the best is not the last
+    trainer.train()
+    results = finish_run(trainer, splits, pictures, ModelArguments(), DataArguments(source="made"), CardOptions())
+    scores = {log["epoch"]: log["eval_avg_macro_f1"] for log in trainer.state.log_history if "eval_loss" in log}
+    assert results.best_validation_avg_macro_f1 == max(scores.values()) == scores[results.best_epoch]
+    assert results.best_step == 3 * results.best_epoch == trainer.state.best_global_step < 9
+    evaluated = trainer.evaluate()
+    assert evaluated["eval_avg_macro_f1"] == pytest.approx(results.best_validation_avg_macro_f1)
+
+
+# ---- tuning ----
+
+
 def test_scores_are_those_of_the_model_on_each_row_once(trainer, pictures):
     rows = pictures["validation"]
-    scores = collect_scores(trainer, rows)
+    scores = scores_of(trainer, rows)
     batch = ArtGraphCollator(TASKS)([rows[index] for index in range(len(rows))])
     with torch.no_grad():
         logits = trainer.model.eval()(trainer.normalize_pixels(batch)["pixel_values"]).logits
     for task in TASKS:
-        torch.testing.assert_close(scores.logits[task.name], logits[task.name], rtol=1e-5, atol=1e-5)
-        assert torch.equal(scores.labels[task.name], batch["labels"][task.name])
+        torch.testing.assert_close(scores[task.name][0], logits[task.name], rtol=1e-5, atol=1e-5)
+        assert torch.equal(scores[task.name][1], batch["labels"][task.name])
 
 
-@pytest.mark.parametrize("adjust_logits", [False, True])
-def test_the_tuned_model_is_measured_as_it_decides(trainer, splits, pictures, adjust_logits):
+def test_the_tuned_model_is_measured_as_it_decides(trainer, splits, pictures):
     before = trainer.evaluate(pictures["test"])
-    measured = tune(trainer, splits, pictures, adjust_logits=adjust_logits)
+    measured = tune(trainer, pictures)
     after = trainer.evaluate(pictures["test"])
     for found, expected in ((measured["test"]["metrics_at_half"], before), (measured["test"]["metrics"], after)):
         for name, value in found.items():
@@ -81,32 +136,32 @@ def test_the_tuned_model_is_measured_as_it_decides(trainer, splits, pictures, ad
     is_known = batch["tags"][:, 0] >= 0
     assert record["tasks"]["tags"]["known_rows"] == is_known.sum() < 37
     assert record["tasks"]["tags"]["positives"] == batch["tags"][is_known].sum(0).tolist()
-    scores = collect_scores(trainer, pictures["validation"])  # with what was tuned
-    probabilities = scores.logits["tags"].sigmoid()[is_known]
+    probabilities = scores_of(trainer, pictures["validation"])["tags"][0].sigmoid()[is_known]  # with what was tuned
     for name, thresholds in (("macro_f1", trainer.config.thresholds["tags"]), ("macro_f1_at_half", 0.5)):
         predicted = probabilities > torch.tensor(thresholds)
         macro_f1 = f1_score(batch["tags"][is_known], predicted, average="macro", zero_division=0)
         assert record["tasks"]["tags"][name] == pytest.approx(macro_f1)
-    assert ("tau" in record["tasks"]["artist"]) == adjust_logits
 
 
-def test_tuning_twice_gives_the_same_answer(trainer, splits, pictures):
-    measured = tune(trainer, splits, pictures, adjust_logits=True)
+def test_tuning_starts_from_the_models_own_scores(trainer, pictures):
+    measured = tune(trainer, pictures)
     first = config_of(trainer)
-    tune(trainer, splits, pictures, method="global")
+    tune(trainer, pictures, method="global")
     assert config_of(trainer) != first
-    assert tune(trainer, splits, pictures, adjust_logits=True) == measured
+    assert tune(trainer, pictures) == measured
     assert config_of(trainer) == first
+    with pytest.raises(ValueError, match="method='best': use one of"):
+        tune(trainer, pictures, method="best")
 
 
-def test_rows_without_a_known_label_do_not_count(trainer, splits, pictures):
-    tune(trainer, splits, pictures)
+def test_rows_without_a_known_label_do_not_count(trainer, splits, pictures, caplog):
+    tune(trainer, pictures)
     expected = config_of(trainer)
     nothing = dict.fromkeys(("artist", "genre", "tags"))
     unknown = splits["train"].map(lambda row: nothing, features=splits["train"].features)
     rows = concatenate_datasets([unknown, splits["validation"]])
     transform = pictures["validation"].format["format_kwargs"]["transform"]
-    tune(trainer, splits, {**pictures, "validation": rows.with_transform(transform)})
+    tune(trainer, {**pictures, "validation": rows.with_transform(transform)})
     found = config_of(trainer)
     assert found["tuning"]["tasks"]["tags"]["known_rows"] == expected["tuning"]["tasks"]["tags"]["known_rows"]
     for task in TASKS:  # in other batches, so but for the last bits
@@ -115,74 +170,34 @@ def test_rows_without_a_known_label_do_not_count(trainer, splits, pictures):
 
     only_tags = dict.fromkeys(("artist", "genre"))
     rows = splits["validation"].map(lambda row: only_tags, features=splits["validation"].features)
-    tune(trainer, splits, {**pictures, "validation": rows.with_transform(transform)})
+    logging.getLogger("transformers").propagate = True
+    tune(trainer, {**pictures, "validation": rows.with_transform(transform)})
+    assert "No artwork of the validation split has a known genre, which stays untuned" in caplog.text
     assert set(trainer.config.temperatures) == set(trainer.config.tuning["tasks"]) == {"tags"}
     with pytest.raises(UserError, match="No artwork of the validation split has a known label"):
-        tune(trainer, splits, {**pictures, "validation": unknown.with_transform(transform)})
+        tune(trainer, {**pictures, "validation": unknown.with_transform(transform)})
 
 
-def test_a_wrong_method_is_refused(trainer, splits, pictures):
-    with pytest.raises(ValueError, match="method='best': use one of"):
-        tune(trainer, splits, pictures, method="best")
+# ---- a run of the demo, evaluated and tuned ----
 
 
-def test_logits_are_not_adjusted_twice(trainer, splits, pictures):
-    refuse_to_adjust_twice(trainer.model)
-    with pytest.raises(UserError, match=r"trained with logit_adjustment=0\.5 in its loss"):
-        refuse_to_adjust_twice(tiny_model(logit_adjustment=0.5))
-    trainer.model.set_class_weights({"genre": torch.tensor([0.5, 2.0])})
-    with pytest.raises(UserError, match=r"trained with class weights \(genre\)"):
-        tune(trainer, splits, pictures, adjust_logits=True)
-    assert trainer.config.tuning == {}
+SMALL = (
+    *("--embedded_artworks", 160, "--min_count", 8, "--num_train_epochs", 2, "--frozen_epochs", 1, "--use_cpu"),
+    *("--dataloader_num_workers", 0, "--dataloader_persistent_workers", "false"),
+)
+CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
 
 
-def test_a_checkpoint_is_only_changed_where_it_may_be(tmp_path):
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-3" / "checkpoint.json").write_text("{}")
-    sealed = str(tmp_path / "checkpoint-3")
-    with pytest.raises(UserError, match=r"is sealed and stays as it is: pass --save_to FOLDER"):
-        folder_to_tune(sealed, None)
-    with pytest.raises(UserError, match=r"'user/model' is no folder here .* pass --save_to FOLDER"):
-        folder_to_tune("user/model", None)
-    with pytest.raises(UserError, match="holds something already: choose a new folder"):
-        folder_to_tune(sealed, str(tmp_path))
-    assert folder_to_tune(sealed, str(tmp_path / "new")) == tmp_path / "new"
-    assert folder_to_tune(str(tmp_path), None) == tmp_path
+def options(folder: Path, output_dir: Path, *words) -> tuple:
+    places = ("--embedded_folder", folder / "embedded", "--feature_cache_dir", folder, "--output_dir", output_dir)
+    argv = [str(word) for word in (Path("configs/demo.yaml").resolve(), *SMALL, *places, *words)]
+    return parse_options(CLASSES, argv)
 
 
-def test_results_of_other_artworks_are_not_changed(tmp_path, splits):
-    assert results_to_update(str(tmp_path), splits, TASKS) is None
-    known = {task.name: sum(bool(row[task.name] is not None) for row in splits["test"]) for task in TASKS}
-    own = {"split": "test", "rows": 21, "known_rows": known}
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps(own))
-    assert results_to_update(str(tmp_path), splits, TASKS) == own
-    for other in ({"rows": 22}, {"split": "train"}, {"known_rows": {**known, "tags": 3}}):
-        path.write_text(json.dumps({**own, **other}))
-        with pytest.raises(UserError, match="give the same data options as in training"):
-            results_to_update(str(tmp_path), splits, TASKS)
-    path.write_text("{}")
-    with pytest.raises(UserError, match="is not of a finished run"):
-        results_to_update(str(tmp_path), splits, TASKS)
-
-
-def test_only_what_was_tuned_changes_in_the_config(trainer, splits, pictures, tmp_path):
-    trainer.model.save_pretrained(tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    before = json.loads(path.read_text())
-    tune(trainer, splits, pictures)
-    write_tuned_config(trainer.config, path.parent)
-    after = json.loads(path.read_text())
-    assert {name for name in after if after[name] != before.get(name)} == set(TUNED) - {"logit_offsets"}
-    assert {name: after[name] for name in TUNED} == config_of(trainer)
-
-
-# ---- the scripts ----
-
-
-def tune_script(folder: Path, checkpoint: Path, *arguments: object, **options) -> str:
-    data = (*SMALL[:4], "--use_cpu", "--dataloader_num_workers", "1", "--embedded_folder", folder / "embedded")
-    return run("tune_thresholds.py", "configs/demo.yaml", checkpoint, *data, *arguments, **options)
+def data_of(folder: Path, output_dir: Path, *words) -> dict:
+    """What [`evaluate`] and [`tune_checkpoint`] take."""
+    _, data_args, _, args = options(folder, output_dir, *words)
+    return {"data_args": data_args, "args": args}
 
 
 def tuned_config(folder: Path) -> dict:
@@ -194,60 +209,101 @@ def tuned_config(folder: Path) -> dict:
 def trained(tmp_path_factory) -> Path:
     """Tuned at the end of training."""
     folder = tmp_path_factory.mktemp("tuned")
-    where = ("--output_dir", folder / "run", *common(folder))
-    out = run("train.py", "configs/demo.yaml", *SMALL, *where, "--tune_thresholds", "--class_weights", "none")
-    assert "tuned (at .5: F1 as trained, by p > 0.5)" in out
+    train(*options(folder, folder / "run", "--tune_thresholds"))
     return folder
 
 
-def test_a_run_ends_tuned_if_asked(trained, tmp_path):
-    folder = trained / "run"
-    results = json.loads((folder / "results.json").read_text())
-    config = tuned_config(folder)
-    assert set(config["temperatures"]) == {"artist", "style", "genre", "tags", "media"}
-    assert set(config["thresholds"]) == {"tags", "media"}
-    assert results["recipe"]["tune_thresholds"] is True
-    assert results["tuning"]["test"]["metrics"] == pytest.approx(results["metrics"])
-    assert results["metrics_at_half"]["tags_macro_f1"] != results["metrics"]["tags_macro_f1"]
-    card = (folder / "README.md").read_text()
-    assert f"{results['metrics_at_half']['avg_macro_f1']:.3f}" in card
-    assert "one for each label" in card
-
-    # A fresh process decides by what the folder says.
-    options = (*SMALL, "--embedded_folder", trained / "embedded", "--results_dir", tmp_path)
-    run("evaluate.py", "configs/demo.yaml", *options, "--checkpoint", folder)
-    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == pytest.approx(results["metrics"])
-
-
-def test_the_script_finds_what_training_found_on_two_processes(trained, tmp_path):
-    copy = tmp_path / "run"
+@pytest.fixture
+def untuned(trained, tmp_path) -> Path:
+    """A copy of the run, as it would have been without tuning."""
+    copy = tmp_path / "copy"
     shutil.copytree(trained / "run", copy, ignore=shutil.ignore_patterns("checkpoint-*"))
-    config, results = tuned_config(copy), json.loads((copy / "results.json").read_text())
     for name, as_trained in (("config.json", TUNED), ("results.json", ("tuning", "metrics_at_half"))):
         values = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps({k: v for k, v in values.items() if k not in as_trained}))
     (copy / "README.md").write_text("old")
-    out = tune_script(
-        *(trained, copy, "--per_device_eval_batch_size", "5"),  # the last batches hold rows that only fill up
+    return copy
+
+
+def assert_tuned_as_trained(folder: Path, trained: Path) -> None:
+    for task in ("tags", "media"):
+        expected = tuned_config(trained / "run")["thresholds"][task]
+        assert tuned_config(folder)["thresholds"][task] == pytest.approx(expected, rel=1e-4)
+    found, expected = Results.read(folder), Results.read(trained / "run")
+    for name in ("measured", "at_half"):
+        assert getattr(found, name).flat() == pytest.approx(getattr(expected, name).flat(), rel=1e-5)
+    assert found.measured.of_kind("loss") == pytest.approx(expected.measured.of_kind("loss"), rel=1e-5)
+    assert f"{expected.at_half.avg_macro_f1:.3f}" in (folder / "README.md").read_text()
+    thresholds = [float(row["threshold"]) for row in labels_of(folder) if row["task"] == "media"]
+    assert thresholds == pytest.approx(tuned_config(folder)["thresholds"]["media"])
+
+
+def test_a_run_ends_tuned_if_asked(trained, tmp_path, capsys):
+    folder = trained / "run"
+    results, config = Results.read(folder), tuned_config(folder)
+    assert set(config["temperatures"]) == {"artist", "style", "genre", "tags", "media"}
+    assert set(config["thresholds"]) == {"tags", "media"}
+    assert results.recipe["tune_thresholds"] is True
+    assert results.tuning["test"]["metrics"] == pytest.approx(results.measured.flat())
+    assert results.at_half.tasks["tags"]["macro_f1"] != results.measured.tasks["tags"]["macro_f1"]
+    card = (folder / "README.md").read_text()
+    assert f"{results.at_half.avg_macro_f1:.3f}" in card
+    assert "one for each label" in card
+    # Whoever loads it decides by what the folder says.
+    evaluate(str(folder), **data_of(trained, tmp_path))
+    assert Results.read(tmp_path).measured.flat() == pytest.approx(results.measured.flat())
+    assert "Results on the test split, 24 artworks" in capsys.readouterr().out
+    # And by p > 0.5 where it was not tuned, with intervals and the difference to itself.
+    evaluate(str(folder), **data_of(trained, tmp_path), split="validation", bootstrap=100, compare_with=str(folder))
+    assert capsys.readouterr().out.count("95% intervals of 100 resamples") == 2
+    found = Results.read(tmp_path)
+    assert found.intervals["metrics"]["avg_macro_f1"]["value"] == pytest.approx(found.measured.avg_macro_f1)
+    assert {metric["difference"] for metric in found.comparison["metrics"].values()} == {0}
+    with pytest.raises(UserError, match=r"is finished and tuned, and this would write it anew, untuned"):
+        train(*options(trained, folder))
+
+
+def test_a_trained_model_is_tuned_as_training_does_it(trained, untuned, capsys):
+    before = json.loads((untuned / "config.json").read_text())
+    assert tune_checkpoint(str(untuned), **data_of(trained, untuned)) == untuned
+    out = capsys.readouterr().out
+    assert out.count("average") == 1
+    assert max(map(len, out.splitlines())) <= 100
+    after = json.loads((untuned / "config.json").read_text())
+    assert {name for name in after if after[name] != before.get(name)} == set(TUNED)
+    assert_tuned_as_trained(untuned, trained)
+
+
+@pytest.mark.slow
+def test_so_do_two_processes_by_the_script(trained, untuned):
+    words = (*SMALL[:4], "--use_cpu", "--dataloader_num_workers", "1", "--embedded_folder", trained / "embedded")
+    run(
+        *("tune_thresholds.py", "configs/demo.yaml", untuned, *words),
+        *("--per_device_eval_batch_size", "5"),  # the last batches hold rows that only fill up
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )
-    assert out.count("average") == 1
-    assert max(len(line) for line in out.splitlines() if "The tuned model is in" not in line) <= 119  # but for a path
-    for task in ("tags", "media"):
-        assert tuned_config(copy)["thresholds"][task] == pytest.approx(config["thresholds"][task], rel=1e-4)
-    found = json.loads((copy / "results.json").read_text())
-    for name in ("metrics", "metrics_at_half", "task_losses"):
-        assert found[name] == pytest.approx(results[name], rel=1e-5)
-    assert f"{results['metrics_at_half']['avg_macro_f1']:.3f}" in (copy / "README.md").read_text()
-    thresholds = [float(row["threshold"]) for row in labels_of(copy) if row["task"] == "media"]
-    assert thresholds == pytest.approx(config["thresholds"]["media"], rel=1e-4)
+    assert_tuned_as_trained(untuned, trained)
 
 
-def test_a_sealed_checkpoint_is_tuned_as_a_copy(trained, tmp_path):
+def test_a_checkpoint_is_tuned_as_a_copy(trained, untuned, tmp_path):
     checkpoint = next((trained / "run").glob("checkpoint-*"))
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
-    tune_script(trained, checkpoint, "--save_to", tmp_path / "copy", "--method", "global", "--adjust_logits")
+    copy = tmp_path / "tuned"
+    tune_checkpoint(str(checkpoint), **data_of(trained, copy), method="global", save_to=str(copy))
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
-    model = ArtGraphViTForImageClassification.from_pretrained(tmp_path / "copy")
+    model = ArtGraphViTForImageClassification.from_pretrained(copy)
     assert 0 < model.config.thresholds["tags"] == model.config.tuning["tasks"]["tags"]["global_threshold"] < 1
-    assert 0 <= model.config.tuning["tasks"]["artist"]["tau"] <= 1
+
+    data = data_of(trained, tmp_path)
+    for folder, options, message in (
+        (checkpoint, {}, r"is a checkpoint of training, which stays as it was written: pass --save_to FOLDER"),
+        ("user/model", {}, r"'user/model' is no folder here .* pass --save_to FOLDER"),
+        (checkpoint, {"save_to": str(copy)}, "holds something already: choose a new folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tune_checkpoint(str(folder), **data, **options)
+    written = json.loads((untuned / "results.json").read_text())
+    for other in ({"rows": 22}, {"split": "train"}, {"known_rows": {**written["known_rows"], "tags": 3}}):
+        (untuned / "results.json").write_text(json.dumps({**written, **other}))
+        with pytest.raises(UserError, match="give the same data options as in training"):
+            tune_checkpoint(str(untuned), **data)

@@ -1,4 +1,4 @@
-"""Thresholds against brute force, the theory of F1 and scores drawn from known models."""
+"""Temperatures and thresholds against scikit-learn, brute force, the theory of F1 and scores of known models."""
 
 import math
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss
 from torch import Tensor
 
-from artgraph_vit.evaluation.thresholds import choose_thresholds
+from artgraph_vit import Task
+from artgraph_vit.evaluation.tuning import best_temperature, choose_thresholds, expected_calibration_error
+from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 
 # The yardstick: labels on 0.63 % of the rows, whose scores lie 2.76 standard deviations above the others'.
 PREVALENCE, SEPARATION = 0.0063, 2.76
@@ -52,24 +54,23 @@ def test_the_threshold_of_a_known_model_is_found():
     assert best.x == pytest.approx(0.257, abs=0.001)
     assert -best.fun == pytest.approx(0.515, abs=0.002)
     exact = choose_thresholds(*evenly(1_000_000, PREVALENCE, SEPARATION), "global")
-    assert exact.values == exact.of_all == pytest.approx(best.x, abs=0.002)
-    assert exact.positives == [6300]
+    assert exact == (pytest.approx(best.x, abs=0.002), exact[0], [6300])
 
     # At random: F1 is so flat around its best that 10,000 positives place it within 0.02 only.
     alike = torch.full((10,), PREVALENCE, dtype=torch.float64)
     drawn = choose_thresholds(*binormal(150_000, alike, torch.full_like(alike, SEPARATION), seed=1), "global")
-    assert drawn.values == pytest.approx(best.x, abs=0.02)
+    assert drawn[0] == pytest.approx(best.x, abs=0.02)
     fresh = binormal(150_000, alike, torch.full_like(alike, SEPARATION), seed=2)
     assert macro_f1(*fresh, 0.5) == pytest.approx(0.457, abs=0.01)
-    assert macro_f1(*fresh, drawn.values) == pytest.approx(0.515, abs=0.01)
+    assert macro_f1(*fresh, drawn[0]) == pytest.approx(0.515, abs=0.01)
 
 
 @pytest.mark.parametrize(("prevalence", "separation"), [(0.0063, 2.76), (0.05, 1.5), (0.3, 1.0), (0.3, 3.0)])
 def test_the_best_threshold_of_calibrated_scores_is_half_the_f1_it_reaches(prevalence, separation):
     """Lipton, Elkan & Naryanaswamy 2014."""
     logits, labels = evenly(200_000, prevalence, separation)
-    found = choose_thresholds(logits, labels, "global")
-    assert found.of_all == pytest.approx(expected_f1(found.of_all, prevalence, separation) / 2, abs=0.003)
+    _, of_all, _ = choose_thresholds(logits, labels, "global")
+    assert of_all == pytest.approx(expected_f1(of_all, prevalence, separation) / 2, abs=0.003)
 
 
 def few_scores(seed: int, rows: int = 40) -> tuple[Tensor, Tensor]:
@@ -83,10 +84,10 @@ def few_scores(seed: int, rows: int = 40) -> tuple[Tensor, Tensor]:
 def test_no_threshold_is_better_on_the_rows_it_was_chosen_on(seed):
     logits, labels = few_scores(seed)
     candidates = torch.cat([logits.unique() - 0.01, torch.tensor([9.0])]).sigmoid().tolist()
-    of_all = choose_thresholds(logits, labels, "global").values
+    of_all = choose_thresholds(logits, labels, "global")[0]
     best = max(macro_f1(logits, labels, candidate) for candidate in candidates)
     assert macro_f1(logits, labels, of_all) == pytest.approx(best, abs=1e-12)
-    own = choose_thresholds(logits, labels, "per_label").values
+    own = choose_thresholds(logits, labels, "per_label")[0]
     for label in range(4):
         one = logits[:, label : label + 1], labels[:, label : label + 1]
         best = max(f1_score(one[1], one[0].sigmoid() > candidate, zero_division=0) for candidate in candidates)
@@ -103,8 +104,8 @@ def test_unknown_entries_count_for_nothing(method):
     assert choose_thresholds(rows[0][order], rows[1][order], method) == found
     is_known = torch.rand(40, generator=torch.Generator().manual_seed(0)) < 0.6  # of the second label
     labels[~is_known, 1] = -100.0
-    own = choose_thresholds(logits, labels, "per_label").values[1]
-    assert own == choose_thresholds(logits[is_known], labels[is_known], "per_label").values[1]
+    own = choose_thresholds(logits, labels, "per_label")[0][1]
+    assert own == choose_thresholds(logits[is_known], labels[is_known], "per_label")[0][1]
 
 
 def test_a_label_is_shrunk_by_its_positives():
@@ -114,7 +115,7 @@ def test_a_label_is_shrunk_by_its_positives():
     labels[:20, 0] = labels[:2000, 1:5] = 1
     logits = torch.randn(labels.shape, generator=random) + 2 * labels - torch.tensor([3.0, 0.5, 0.0, 0.0, 0.0, 1.0])
     of_all, own, shrunk = (
-        torch.tensor(choose_thresholds(logits, labels, method).values, dtype=torch.float64).logit()
+        torch.tensor(choose_thresholds(logits, labels, method)[0], dtype=torch.float64).logit()
         for method in ("global", "per_label", "shrunk")
     )
     assert shrunk[0] == pytest.approx((of_all + own[0]).item() / 2)
@@ -134,10 +135,10 @@ def test_shrunk_thresholds_win_on_fresh_rows_where_labels_have_few_positives():
         # Of its own, a head is wrong by a little for each label.
         wrong = 0.4 * torch.randn(60, generator=random)
         logits, labels = binormal(3000, prevalence, separation, seed=100 + seed)
-        fresh, truth = binormal(30_000, prevalence, separation, seed=200 + seed)
+        fresh, truth = binormal(15_000, prevalence, separation, seed=200 + seed)
         macro_f1s.append(
             [
-                macro_f1(fresh + wrong, truth, choose_thresholds(logits + wrong, labels, method).values)
+                macro_f1(fresh + wrong, truth, choose_thresholds(logits + wrong, labels, method)[0])
                 for method in ("per_label", "global", "shrunk")
             ]
             + [macro_f1(fresh + wrong, truth, 0.5)]
@@ -150,7 +151,7 @@ def test_shrunk_thresholds_win_on_fresh_rows_where_labels_have_few_positives():
 def test_scores_that_separate_all_rows_give_thresholds_that_a_config_takes():
     logits = torch.tensor([[90.0], [80.0], [-90.0], [-95.0]])
     for labels in ([1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]):
-        (threshold,) = choose_thresholds(logits, torch.tensor(labels)[:, None].float()).values
+        (threshold,) = choose_thresholds(logits, torch.tensor(labels)[:, None].float())[0]
         assert 0 < threshold < 1
         assert torch.tensor(threshold).logit().isfinite()
 
@@ -161,3 +162,77 @@ def test_what_cannot_be_chosen_is_an_error():
         choose_thresholds(logits, labels, "best")
     with pytest.raises(ValueError, match="No label has a positive"):
         choose_thresholds(logits, torch.zeros_like(labels))
+
+
+# ---- calibration ----
+
+GENRE = Task("genre", SINGLE_LABEL, ("landscape", "portrait", "still life"))
+TAGS = Task("tags", MULTI_LABEL, ("Tree", "boat", "moon", "sea"))
+
+
+def calibrated(task: Task, rows: int = 60_000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits, and labels that are drawn with their probabilities."""
+    random = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, task.num_labels, generator=random) - 1.0 * task.is_multi_label
+    if task.is_multi_label:
+        return logits, (torch.rand(logits.shape, generator=random) < logits.sigmoid()).float()
+    return logits, torch.multinomial(logits.softmax(-1), 1, generator=random)[:, 0]
+
+
+def with_unknown(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same among rows whose label nobody recorded."""
+    return torch.cat([-9 * logits, logits]), torch.cat([torch.full_like(labels, -100), labels])
+
+
+@pytest.mark.parametrize("task", [GENRE, TAGS], ids=lambda task: task.name)
+def test_the_temperature_of_overconfident_scores_is_found(task):
+    logits, labels = calibrated(task)
+    temperature = best_temperature(2.5 * logits, labels, task)
+    assert temperature == pytest.approx(2.5, rel=0.02)
+    assert best_temperature(*with_unknown(2.5 * logits, labels), task) == pytest.approx(temperature, rel=1e-9)
+    assert expected_calibration_error(2.5 * logits, labels, task) > 0.05
+    assert expected_calibration_error(2.5 * logits / temperature, labels, task) < 0.008
+    assert best_temperature(logits / 3, labels, task) == pytest.approx(1 / 3, rel=0.02)
+
+
+@pytest.mark.parametrize("task", [GENRE, TAGS], ids=lambda task: task.name)
+def test_no_temperature_has_a_smaller_cross_entropy(task):
+    logits, labels = calibrated(task, rows=300, seed=1)
+    logits = 3 * logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+
+    def cross_entropy(temperature: float) -> float:
+        scaled = logits.double() / temperature
+        if task.is_multi_label:
+            return log_loss(labels.flatten(), scaled.sigmoid().flatten())
+        return log_loss(labels, scaled.softmax(-1))
+
+    best = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})
+    assert best_temperature(logits, labels, task) == pytest.approx(best.x, rel=1e-4)
+
+
+def test_scores_that_are_always_or_never_right_get_the_last_temperature():
+    logits, labels = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 1])
+    assert best_temperature(logits, labels, GENRE) == pytest.approx(1 / 20)
+    assert best_temperature(-logits, labels, GENRE) == pytest.approx(20)
+
+
+def test_the_calibration_error_by_hand():
+    # Confidences .62 and .65, one of them right, share a bin (9/15 to 10/15); .9 is right, and alone in its own.
+    probabilities = torch.tensor([[0.62, 0.2, 0.18], [0.65, 0.2, 0.15], [0.05, 0.05, 0.9]])
+    labels = torch.tensor([0, 1, 2])
+    by_hand = 2 / 3 * abs(0.5 - 0.635) + 1 / 3 * abs(1 - 0.9)
+    assert expected_calibration_error(probabilities.log(), labels, GENRE) == pytest.approx(by_hand, abs=1e-6)
+    unknown = with_unknown(probabilities.log(), labels)
+    assert expected_calibration_error(*unknown, GENRE) == pytest.approx(by_hand, abs=1e-6)
+
+    # Of labels by themselves: .01 and .03, neither there, share the first bin; .7 and .72, one there, another; -100.
+    probabilities = torch.tensor([[0.01, 0.7, 0.3, 0.03], [0.5, 0.72, 0.5, 0.5]])
+    labels = torch.tensor([[0.0, 1.0, 1.0, 0.0], [-100.0, 0.0, -100.0, -100.0]])
+    by_hand = 2 / 5 * 0.02 + 2 / 5 * abs(0.5 - 0.71) + 1 / 5 * (1 - 0.3)
+    assert expected_calibration_error(probabilities.logit(), labels, TAGS) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_probabilities_of_zero_and_one_are_in_the_outermost_bins():
+    logits, labels = torch.tensor([[-200.0, 200.0, 200.0, -200.0]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    assert expected_calibration_error(logits, labels, TAGS) == 0.5  # half of each bin is wrong
+    assert expected_calibration_error(logits, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), TAGS) == 0
