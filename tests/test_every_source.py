@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor
 
-from artgraph_vit.data import DataError, vocabulary
+from artgraph_vit.data import vocabulary
 from artgraph_vit.data.demo import paint_artgraph
 from artgraph_vit.data.options import DataArguments, read_artworks
 from artgraph_vit.data.sources import rows
@@ -237,7 +237,7 @@ def test_a_prepared_dataset_is_streamed(painted, records, backbone, tmp_path, mo
     results = [json.loads((tmp_path / f"evaluated-{name}" / "results.json").read_text()) for name in ("true", "false")]
     assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], rel=1e-9)
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-9)
-    with pytest.raises(DataError, match="cannot be streamed: vocabulary and splits must be known"):
+    with pytest.raises(UserError, match="cannot be streamed: vocabulary and splits must be known"):
         train(painted, tmp_path / "raw", backbone, "--streaming", "true")
 
 

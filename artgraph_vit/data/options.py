@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
 from datasets import Dataset
 
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.tasks import Task
 from .augmentation import Augmentation
@@ -109,16 +109,6 @@ class DataArguments:
         "plain", tuple(SETTINGS), "How hard the embedded dataset is; hard has long tails, wrong labels and noise."
     )
 
-    def paint_embedded(self, progress: bool) -> Path:
-        """Paints the embedded dataset, unless its folder holds it already."""
-        return paint_artgraph(
-            self.embedded_folder, self.embedded_artworks, progress=progress, setting=self.embedded_setting
-        )
-
-    @property
-    def column_of_task(self) -> dict[str, str]:
-        return self.columns if isinstance(self.columns, dict) else {}
-
     def __post_init__(self) -> None:
         if not self.source:
             raise ValueError("There is no source: pass --source FOLDER_OR_HUB_ID, or --source embedded.")
@@ -131,12 +121,30 @@ class DataArguments:
             raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
         if not isinstance(self.min_count, int) or self.min_count < 1:
             raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
+        for option in fields(self):
+            choices, value = option.metadata.get("choices"), getattr(self, option.name)
+            if choices and value not in choices:
+                raise ValueError(f"{option.name}={value!r}: use one of {', '.join(choices)}.")
         self.augmentation(seed=0)  # looks at its options
+
+    @property
+    def column_of_task(self) -> dict[str, str]:
+        return self.columns if isinstance(self.columns, dict) else {}
+
+    def column_of(self, task: str) -> str:
+        """The column that a task is read from."""
+        return self.column_of_task.get(task, task)
 
     def augmentation(self, seed: int) -> Augmentation | None:
         """What is done with train pictures; None if nothing is."""
         augmentation = Augmentation(self.crop_scale, self.horizontal_flip, self.color_jitter, seed)
         return augmentation if augmentation.is_on else None
+
+    def paint_embedded(self, progress: bool) -> Path:
+        """Paints the embedded dataset, unless its folder holds it already."""
+        return paint_artgraph(
+            self.embedded_folder, self.embedded_artworks, progress=progress, setting=self.embedded_setting
+        )
 
 
 def read_artworks(
@@ -153,37 +161,20 @@ def read_artworks(
         Encoded rows with a column `split`, and the tasks with their labels.
 
     Raises:
-        DataError: says what is wrong in the data, and where.
+        UserError: says what is wrong in the data, and where.
     """
     if tasks is None and data.labels_from is not None:
         tasks = _tasks_of(data.labels_from, data.tasks)
-    source: str | Path = data.source
-    if source == EMBEDDED:
-        source = data.paint_embedded(progress)
-    rows, found = load_artworks(
-        source,
-        tasks=tasks or data.tasks,
-        columns=data.column_of_task,
-        unknown_labels=data.unknown_labels,
-        image_column=data.image_column,
-        config_name=data.dataset_config,
-        revision=data.dataset_revision,
-        multi_label_tasks=data.multi_label_tasks,
-        label_separator=data.label_separator,
-        missing_tasks=data.missing_tasks,
-        stratify_by=data.stratify_by,
-        image_folder=data.image_folder,
-    )
+    if data.source == EMBEDDED:
+        data = replace(data, source=str(data.paint_embedded(progress)))
+    rows, found = load_artworks(data, tasks)
     tasks = build_vocabulary(rows, found, data.min_count)
     return assign_splits(encode_labels(rows, tasks), data.split_seed), tasks
 
 
 def _tasks_of(model: str, wanted: Sequence[str] | None) -> list[Task]:
-    try:
+    with as_user_error(f"labels_from={model!r} is no model of artgraph_vit", kinds=(OSError, ValueError)):
         tasks = {task.name: task for task in ArtGraphViTConfig.from_pretrained(model).tasks}
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"labels_from={model!r} is no model of artgraph_vit: {reason}") from error
     unknown = [name for name in wanted or () if name not in tasks]
     if unknown:
         raise UserError(f"labels_from={model!r} has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}.")

@@ -49,7 +49,11 @@ def train(
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
     if args.adjust_logits:
         refuse_to_adjust_twice(model)
-    pictures = load_pictures(splits, tasks, data_args, image_processor, data_args.augmentation(args.seed))
+    augmentation, data_seed = (
+        data_args.augmentation(args.seed),
+        args.seed if args.data_seed is None else args.data_seed,
+    )
+    pictures = load_pictures(splits, tasks, data_args, image_processor, augmentation, data_seed)
     trainer = ArtGraphTrainer(
         model=model,
         args=args,

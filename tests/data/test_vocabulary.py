@@ -6,7 +6,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 
 from artgraph_vit import Task
-from artgraph_vit.data import DataError, build_vocabulary, encode_labels, known_row_count, label_counts
+from artgraph_vit.data import build_vocabulary, encode_labels, known_row_count, label_counts
+from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 
 ARTIST = Task("artist", SINGLE_LABEL, rare="other")
@@ -81,7 +82,7 @@ def test_labels_are_counted_over_all_splits():
     ],
 )
 def test_a_task_with_nothing_to_tell_apart_is_refused(task, values, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         labels(task, values, min_count=2)
 
 
@@ -104,7 +105,7 @@ def test_encoding_gives_numbers_other_and_unknown():
 def test_a_label_outside_the_vocabulary_is_refused_by_artwork_and_label(task):
     rows = raw_rows(**{task.name: ["a", "b", "cubism"]})
     message = f"The artwork '2.jpg' has the {task.name} 'cubism', which is not among the 2 labels.*unknown_labels"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         encode_labels(rows, [task])
 
 

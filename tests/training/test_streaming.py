@@ -11,8 +11,9 @@ from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from artgraph_vit.data import ArtGraphCollator, DataError
+from artgraph_vit.data import ArtGraphCollator
 from artgraph_vit.data.streaming import StreamedArtworks
+from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import UNKNOWN
 
 from .processes import run_tiny
@@ -155,7 +156,7 @@ def test_the_epoch_reaches_the_workers(tmp_path, orders, persistent):
 def test_another_number_of_rows_is_an_error(given, found, workers):
     part = StreamedArtworks(raw_rows(12, 1), NumberedPictures(), given).part(0, 2, 4)
     batches = iter(DataLoader(part, 4, num_workers=workers, collate_fn=ArtGraphCollator(TASKS)))
-    with pytest.raises(DataError, match=f"The stream holds {found} rows, not {given}: pass the right number"):
+    with pytest.raises(UserError, match=f"The stream holds {found} rows, not {given}: pass the right number"):
         list(batches)
     if workers:
         batches._shutdown_workers()  # as above
@@ -163,7 +164,7 @@ def test_another_number_of_rows_is_an_error(given, found, workers):
 
 @pytest.mark.parametrize(("given", "named"), [(None, "not recorded"), (0, "0"), (-3, "-3")])
 def test_an_unknown_number_of_rows_is_an_error(given, named):
-    with pytest.raises(DataError, match=f"number of rows is {named}: pass num_rows"):
+    with pytest.raises(UserError, match=f"number of rows is {named}: pass num_rows"):
         StreamedArtworks(raw_rows(12, 1), NumberedPictures(), given)
 
 
@@ -290,5 +291,5 @@ def check_metrics(folder: Path, processes: int) -> None:
 def test_pictures_that_are_decoded_already_are_refused():
     rows = Dataset.from_dict({"image": ["pixels"] * 3, "genre": [0, 1, 0]}).to_iterable_dataset()
     stream = StreamedArtworks(rows, lambda columns: columns, num_rows=3, shuffle_buffer=0)
-    with pytest.raises(DataError, match=r"decoded already: call \.decode\(False\)"):
+    with pytest.raises(UserError, match=r"decoded already: call \.decode\(False\)"):
         list(stream)
