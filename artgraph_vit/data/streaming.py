@@ -35,13 +35,13 @@ class StreamedArtworks(IterableDataset):
     Args:
         rows (`datasets.IterableDataset`): encoded rows with an undecoded column `image`.
         transform (`Callable`): turns columns of raw rows into columns of ready ones, such as [`PictureTransform`].
-        num_rows (`int`, *optional*, defaults to what the stream's info records): the length of the stream.
+        num_rows (`int`): the length of the stream, at least 1.
         shuffle_buffer (`int`, *optional*, defaults to 1000): how many undecoded rows each worker holds to draw from;
             0 keeps the stream's order, as for evaluation.
         seed (`int`, *optional*, defaults to 42): of the shuffling, together with the epoch.
 
     Raises:
-        UserError: if the number of rows is not known; while iterating, if the stream holds another number.
+        UserError: while iterating, if the stream holds another number of rows.
 
     A train set from a stream, for a model whose tasks are known:
 
@@ -54,16 +54,10 @@ class StreamedArtworks(IterableDataset):
         self,
         rows: datasets.IterableDataset,
         transform: Callable[[Columns], Columns],
-        num_rows: int | None = None,
+        num_rows: int,
         shuffle_buffer: int = SHUFFLE_BUFFER,
         seed: int = 42,
     ) -> None:
-        if num_rows is None:
-            recorded = (rows.info.splits or {}).get(str(rows.split))
-            num_rows = recorded.num_examples if recorded else None
-        if num_rows is None or num_rows < 1:
-            known = "not recorded" if num_rows is None else num_rows
-            raise UserError(f"The stream's number of rows is {known}: pass num_rows, at least 1.")
         self.rows = rows.decode(False) if rows.features else rows
         self.transform = transform
         self.num_rows = num_rows
@@ -133,7 +127,7 @@ class StreamedArtworks(IterableDataset):
                 break
             batch, process = divmod(number, self.num_processes)
             if process == self.process_index and batch % workers == worker_index:
-                yield from self._undecoded(chunk) if batch < to_skip else self._ready(chunk)
+                yield from _rows_of(self.transform(chunk) if batch >= to_skip else _undecoded(chunk))
         if seen != self.num_rows:
             found = f"more than {self.num_rows}" if seen > self.num_rows else str(seen)
             raise UserError(f"The stream holds {found} rows, not {self.num_rows}: pass the right number as num_rows.")
@@ -147,16 +141,11 @@ class StreamedArtworks(IterableDataset):
         if self.num_processes == 1 or missing <= 0:
             return []
         last = {name: values[-1:] if name == "image" else [None] for name, values in chunk.items()}
-        return self._ready(last) * missing
+        return _rows_of(self.transform(last)) * missing
 
-    def _ready(self, chunk: Columns) -> list[dict[str, Any]]:
-        if not isinstance(chunk["image"][0], Mapping):
-            raise UserError("The stream's pictures are decoded already: call .decode(False) on it before .map(...).")
-        return _rows_of(self.transform(chunk))
 
-    @staticmethod
-    def _undecoded(chunk: Columns) -> list[dict[str, Any]]:
-        return [{**row, "pixel_values": torch.empty(0)} for row in _rows_of(chunk)]
+def _undecoded(columns: Columns) -> Columns:
+    return {**columns, "pixel_values": [torch.empty(0)] * len(columns["image"])}
 
 
 def _rows_of(columns: Columns) -> list[dict[str, Any]]:

@@ -48,11 +48,8 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
         kept = {label for label, count in counts.items() if task.rare == "keep" or count >= min_count}
         joined = sorted(label for label in kept if task.is_multi_label and any(mark in label for mark in ",;|"))
         if joined:
-            logger.warning(
-                "%d labels of %s hold a comma, a semicolon or a bar, such as %r: if they are several, pass "
-                "label_separator.",
-                *(len(joined), task.name, joined[0]),
-            )
+            several = "labels of %s hold a comma, a semicolon or a bar, such as %r: if they are several, pass"
+            logger.warning(f"%d {several} label_separator.", len(joined), task.name, joined[0])
         if task.rare == "other" and len(kept) < len(counts):
             kept.add(OTHER)
         if len(kept) < (1 if task.is_multi_label else 2):

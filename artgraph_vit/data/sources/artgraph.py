@@ -61,11 +61,7 @@ def is_artgraph(folder: Path, options: DataArguments) -> bool:
 def read_artgraph(
     folder: Path, options: DataArguments, tasks: Sequence[str | Task] | None
 ) -> tuple[Dataset, list[Task]]:
-    """Raw rows of a folder in one of the forms, and their tasks.
-
-    Raises:
-        UserError: names the file, and the line or artwork, that is wrong.
-    """
+    """Raw rows of a folder in one of the forms, and their tasks."""
     pictures = PictureFolder(_images(folder, options))
     if (folder / ARTGRAPH_CSV).is_file():
         table = in_split_files(_csv_table(folder / ARTGRAPH_CSV, pictures), folder / "splits")
@@ -197,9 +193,7 @@ def _node_name(content: dict[str, Any], node_type: str, node: Any, place: str) -
 def _read_artseek(path: Path) -> dict[str, Any]:
     content = json_value(read_text(path), str(path))
     if not isinstance(content, dict) or not isinstance(content.get("relationships"), dict):
-        raise UserError(
-            f"{path} holds no object with the key 'relationships', which maps artworks to ids: export it anew."
-        )
+        raise UserError(f"{path} holds no object with the key 'relationships', which maps artworks to ids.")
     for node_type in (*(relation.node_type for relation in RELATIONS), "artwork"):
         if not isinstance(content.get(node_type, {}), dict):
             raise UserError(f"{path}: {node_type!r} should map ids to names: export it anew.")

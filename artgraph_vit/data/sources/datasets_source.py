@@ -53,11 +53,7 @@ PRESETS = {
 def read_with_load_dataset(
     source: str, folder: Path | None, options: DataArguments, tasks: Sequence[str | Task] | None
 ) -> tuple[Dataset, list[Task]]:
-    """Raw rows of a dataset, in `folder` or, if that is None, on the Hub, and their tasks.
-
-    Raises:
-        UserError: if it cannot be loaded, or what is wrong in it.
-    """
+    """Raw rows of a dataset, in `folder` or, if that is None, on the Hub, and their tasks."""
     name = source if folder is None else str(folder)
     where = (
         f"The source {source!r} {'' if folder is not None else 'is no folder here, and '}cannot be read as a dataset"
@@ -100,9 +96,6 @@ def read_datasets(
             a dataset in whose paths the user trusts.
         renamed_labels (`Mapping[str, str]`, *optional*): the right names of `ClassLabel`s that are misspelt.
         name_column (`str`, *optional*): of a dataset whose rows know what they are called.
-
-    Raises:
-        UserError: names the split, column or row that is wrong.
     """
     parts: dict[Any, Dataset] = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
     places: list[str] = []
@@ -145,17 +138,12 @@ def read_datasets(
 def _pictures(rows: Dataset, column: str) -> Dataset:
     """The column with the pictures, undecoded, as `image`."""
     if column not in rows.column_names:
-        raise UserError(
-            f"The dataset has no column {column!r}; its columns are {', '.join(rows.column_names)}. "
-            "Name the one with the pictures by image_column."
-        )
+        columns = ", ".join(rows.column_names)
+        raise UserError(f"The dataset has no column {column!r}; its columns are {columns}: name one by image_column.")
     feature = rows.features[column]
     is_path = feature in (Value("string"), Value("large_string"))
     if not isinstance(feature, Image) and not is_path:
-        raise UserError(
-            f"The column {column!r} of the dataset holds {feature}, no pictures: name the one with the pictures by "
-            "image_column."
-        )
+        raise UserError(f"The column {column!r} of the dataset holds {feature}, no pictures: see image_column.")
     pictures = rows.select_columns([column])
     if column != "image":
         pictures = pictures.rename_column(column, "image")
@@ -198,10 +186,7 @@ def _refuse_data_files_elsewhere(folder: Path) -> None:
                 card = yaml.safe_load(text)
         for value in _texts(card.get("configs") if isinstance(card, dict) else None):
             if "://" in value or Path(value).is_absolute() or ".." in Path(value).parts:
-                raise UserError(
-                    f"{path} names the data files {value!r}, which lie outside {folder}: put them there, or take the "
-                    "line out."
-                )
+                raise UserError(f"{path} names the data files {value!r}, which lie outside {folder}: put them there.")
 
 
 def _texts(value: Any) -> Iterator[str]:

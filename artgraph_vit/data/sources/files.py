@@ -35,12 +35,7 @@ class PictureFolder:
         self.root = folder.resolve()
 
     def path_of(self, name: str, place: str) -> str:
-        """The path of a picture, named relative to the folder.
-
-        Raises:
-            UserError: if it is an address or an absolute path, is not there, or lies outside, be it by its name or
-                by a link.
-        """
+        """The path of a picture, named relative to the folder; it lies inside, by its name and by its links."""
         if Path(name).is_absolute():
             raise UserError(
                 f"{place}: the picture {name!r} lies outside {self.folder}: name it relative to that folder."
@@ -49,24 +44,15 @@ class PictureFolder:
 
 
 def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, place: str) -> str:
-    """The path of a picture which is a file, and lies in one of the folders `roots` (anywhere, if it is None).
-
-    Raises:
-        UserError: if it is not so; calls the picture `name`.
-    """
+    """The path of a picture which is a file, and lies in one of the folders `roots` (anywhere, if it is None)."""
     if is_address(name):
-        raise UserError(
-            f"{place}: the picture {name!r} is an address, and readers fetch nothing: "
-            "download it, or unpack the archive it is in."
-        )
+        raise UserError(f"{place}: the picture {name!r} is an address, and readers fetch nothing: unpack it.")
     # A name too long, with a null byte, a ring of links:
     kinds = (OSError, ValueError, RuntimeError)
     with as_user_error(f"{place}: the picture {name!r} cannot be looked up", "correct its name.", kinds):
         resolved = path.resolve()
         if roots is not None and not any(resolved.is_relative_to(root) for root in roots):
-            raise UserError(
-                f"{place}: the picture {name!r} lies outside {' and '.join(map(str, roots))}: put it there."
-            )
+            raise UserError(f"{place}: the picture {name!r} lies outside {' and '.join(map(str, roots))}.")
         if not path.is_file():
             raise UserError(f"{place}: there is no picture {path}.")
     return str(path)
@@ -75,9 +61,6 @@ def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, place: s
 def in_split_files(table: ArtworkTable, folder: Path) -> ArtworkTable:
     """The artworks that `{train,val,test}.txt` in a folder name, each in its split; the others are left out, with a
     warning. The table as it is, if there is no such folder.
-
-    Raises:
-        UserError: names the file and line that is wrong.
     """
     if not folder.is_dir():
         return table
@@ -93,20 +76,15 @@ def in_split_files(table: ArtworkTable, folder: Path) -> ArtworkTable:
             raise UserError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
         listed = lines_of(path)
         if not any(listed):
-            raise UserError(
-                f"{path} is empty: name the artworks of the split, or take the folder away to have it made."
-            )
+            raise UserError(f"{path} is empty: name the artworks of the split, or take the folder away.")
         for line, name in enumerate(listed, start=1):
             row = row_of.get(name)
             if row is None and name:
-                raise UserError(
-                    f"{path}, line {line}: {name!r} is not in {Path(table.where).name}: correct or remove it."
-                )
+                raise UserError(f"{path}, line {line}: {name!r} is not in {Path(table.where).name}: remove it.")
             if row is not None:
                 if table.splits[row] is not None:
-                    raise UserError(
-                        f"{path}, line {line}: {name!r} is already in the split {table.splits[row]!r}: keep it in one."
-                    )
+                    other = table.splits[row]
+                    raise UserError(f"{path}, line {line}: {name!r} is already in the split {other!r}: keep one.")
                 table.splits[row] = split_name(split, str(path))
     kept = [row for row, split in enumerate(table.splits) if split is not None]
     if len(kept) < len(table.names):
@@ -115,11 +93,7 @@ def in_split_files(table: ArtworkTable, folder: Path) -> ArtworkTable:
 
 
 def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """The columns of a csv file with a header, and its lines: their number, and one string for each column.
-
-    Raises:
-        UserError: here or while reading, if the header or a line is not of that form.
-    """
+    """The columns of a csv file with a header, and its lines: their number, and one string for each column."""
     lines = csv_lines(path)
     header = next(lines, (0, []))[1]
     twice = next((name for name in header if name and header.count(name) > 1), None)
@@ -139,11 +113,7 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]
 
 
 def csv_lines(path: Path, skipinitialspace: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each line that is not blank, and the line's number.
-
-    Raises:
-        UserError: while reading, if a line is no csv.
-    """
+    """The cells of each line that is not blank, and the line's number."""
     with open(path, newline="", encoding="utf-8-sig") as file, _in_utf8(path):
         reader = csv.reader(file, skipinitialspace=skipinitialspace)
         while True:
@@ -153,9 +123,8 @@ def csv_lines(path: Path, skipinitialspace: bool = False) -> Iterator[tuple[int,
             if cells is None:
                 return
             if any("\n" in cell for cell in cells):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: a cell goes over several lines; close its quotation mark."
-                )
+                number = reader.line_num
+                raise UserError(f"{path}, line {number}: a cell goes over several lines; close its quotation mark.")
             if cells:
                 yield reader.line_num, cells
 

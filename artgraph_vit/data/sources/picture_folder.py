@@ -41,11 +41,7 @@ def _split_folders(folder: Path) -> list[Path]:
 def read_picture_folder(
     folder: Path, options: DataArguments, tasks: Sequence[str | Task] | None
 ) -> tuple[Dataset, list[Task]]:
-    """Raw rows of the folder, and their tasks.
-
-    Raises:
-        UserError: names the file and line that is wrong.
-    """
+    """Raw rows of the folder, and their tasks."""
     files = metadata_files(folder)
     described = {path.parent for path in files}
     if len(described) < len(files) or (len(files) > 1 and folder in described):

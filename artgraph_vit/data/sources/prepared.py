@@ -51,18 +51,13 @@ def kept_vocabulary(source: str, revision: str | None = None) -> list[Task] | No
 def choose_kept(
     kept: Sequence[Task], tasks: Sequence[str | Task] | None, source: str, missing_tasks: str = "error"
 ) -> list[str | Task]:
-    """The tasks to read of a prepared dataset: by default all, and those named with its labels.
-
-    Raises:
-        UserError: if it lacks one, unless `missing_tasks` is `"unknown"`.
-    """
+    """The tasks to read of a prepared dataset: by default all, and those named with its labels."""
     by_name = {task.name: task for task in kept}
     wanted = tasks or list(by_name)
     missing = [task for task in wanted if isinstance(task, str) and task not in by_name]
     if missing and missing_tasks == "error":
-        raise UserError(
-            f"{source} was prepared without the task {missing[0]!r}, with {', '.join(by_name)}: prepare it anew."
-        )
+        names = ", ".join(by_name)
+        raise UserError(f"{source} was prepared without the task {missing[0]!r}, with {names}: prepare it anew.")
     return [by_name.get(task, task) if isinstance(task, str) else task for task in wanted]
 
 

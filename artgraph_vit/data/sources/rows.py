@@ -3,7 +3,8 @@
 A raw row holds `image` (not decoded), `name`, by which errors call the artwork, `split` ("train", "validation", "test"
 or None), one column a task (a name, a list of names, or None for unknown), and perhaps `stratum`. A reader fills an
 [`ArtworkTable`] with what it found, and [`rows_of_table`] makes rows of it by the rules that all sources share: here
-alone is decided which label a cell means.
+alone is decided which label a cell means. What is wrong in a source is a [`UserError`] that names the file, line, row
+or column.
 """
 
 from __future__ import annotations
@@ -28,13 +29,7 @@ DataError = UserError
 
 OWN_COLUMNS = ("image", "name", "split", "stratum", "pixels")
 DEFAULT_STRATUM = "genre"
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+SPLIT_NAMES = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 
 
 @dataclass
@@ -88,11 +83,7 @@ class ArtworkTable:
 def rows_of_table(
     table: ArtworkTable, options: DataArguments, tasks: Sequence[str | Task] | None
 ) -> tuple[Dataset, list[Task]]:
-    """Raw rows, and their tasks, without labels but for those given with labels.
-
-    Raises:
-        UserError: if the table has no rows, a task has no column, or a cell holds no label.
-    """
+    """Raw rows, and their tasks, without labels but for those given with labels."""
     if not table.names:
         raise UserError(f"{table.where} has no rows: name an artwork in it.")
     chosen = _choose_tasks(table, options, tasks)
@@ -135,23 +126,18 @@ def _choose_tasks(table: ArtworkTable, options: DataArguments, tasks: Sequence[s
         column = options.column_of(name)
         if column not in table.columns and not (tasks and options.missing_tasks == "unknown"):
             if tasks or name in options.column_of_task:
-                raise UserError(
-                    f"{table.where} has no column {column!r} for the task {name!r}; its columns are {columns}."
-                )
+                lacks = f"{table.where} has no column {column!r} for the task {name!r}"
+                raise UserError(f"{lacks}; its columns are {columns}.")
             continue
         is_multi_label = name in options.multi_label_tasks
         chosen.append(given if isinstance(given, Task) else _task(name, is_multi_label, column in table.lists))
     if not chosen:
-        raise UserError(
-            f"{table.where} has none of the columns {', '.join(defaults)}; name its label columns by tasks or columns."
-        )
+        raise UserError(f"{table.where} has none of the columns {', '.join(defaults)}: see the option columns.")
     lacking = [name for name in wanted if name not in {task.name for task in chosen}]
     if lacking:
         others = sorted(set(table.columns) - set(OWN_COLUMNS) - {options.column_of(task.name) for task in chosen})
         unused = f", and the columns {', '.join(others)} are not read" if others else ""
-        logger.warning(
-            "%s has no %s%s: name what is called otherwise by columns.", table.where, ", ".join(lacking), unused
-        )
+        logger.warning("%s has no %s%s: see the option columns.", table.where, ", ".join(lacking), unused)
     return chosen
 
 
@@ -214,10 +200,8 @@ def _stratum_column(table: ArtworkTable, options: DataArguments) -> str | None:
     if column in table.columns:
         return column
     if options.stratify_by != DEFAULT_STRATUM:
-        raise UserError(
-            f"{table.where} has no column {column!r} to stratify the split by; its columns are "
-            f"{', '.join(table.columns)}."
-        )
+        columns = ", ".join(table.columns)
+        raise UserError(f"{table.where} has no column {column!r} to stratify the split by; its columns are {columns}.")
     return None
 
 

@@ -120,7 +120,7 @@ def test_splits_and_other_folders_of_pictures(raw_folder, tmp_path):
     rows, _ = load(folder, image_folder=tmp_path / "disk")
     assert expected(rows)[-1] == ["test", "train", "validation"]
     (folder / "splits" / "val.txt").write_text("zoe.jpg\n")
-    with pytest.raises(UserError, match=r"val\.txt, line 1: 'zoe\.jpg' is not in raw: correct or remove it"):
+    with pytest.raises(UserError, match=r"val\.txt, line 1: 'zoe\.jpg' is not in raw: remove it"):
         load(folder, image_folder=tmp_path / "disk")
 
 

@@ -245,7 +245,7 @@ def test_pictures_in_an_archive_are_not_read(tmp_path):
         Image.new("RGB", (4, 4)).save(picture, "PNG")
         archive.writestr("0.png", picture.getvalue())
         archive.writestr("metadata.csv", "file_name,genre\n0.png,x\n")
-    with pytest.raises(UserError, match=r"Row 0 of the dataset: the picture 'zip://0.png.* unpack the archive"):
+    with pytest.raises(UserError, match=r"Row 0 of the dataset: the picture 'zip://0.png.* unpack it"):
         load(tmp_path / "data")
 
 
@@ -446,6 +446,7 @@ for name, options in sources:
 """
 
 
+@pytest.mark.slow
 def test_datasets_of_the_hub(hub):
     sources = [("huggan/wikiart", {}), ("Artificio/WikiArt", {}), *((f"tester/{n}", {}) for n in HUB_OTHERS)]
     results = hub.run(PUSH + LOAD, sources=sources)

@@ -2,13 +2,15 @@
 
 import json
 
+import datasets
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from artgraph_vit.data import build_vocabulary
 from artgraph_vit.data.sources.prepared import VOCABULARY, is_prepared, write_vocabulary
+from artgraph_vit.data.streaming import StreamedSource
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from tests.data.loading import load
@@ -99,6 +101,32 @@ def test_a_path_in_a_prepared_dataset_must_stay_in_its_folder(tmp_path):
         load(folder)
 
 
+def test_the_order_of_a_stream_depends_on_the_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    label = ClassLabel(names=["a", "b"])
+    features = Features({"image": ImageFeature(decode=False), "name": Value("string"), "genre": label})
+    image = {"bytes": b"any", "path": None}
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        columns = {"image": [image] * 30, "name": [f"{split} {i}" for i in range(30)], "genre": [0, 1] * 15}
+        shard = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        Dataset.from_dict(columns, features=features).to_parquet(str(shard))
+    write_vocabulary(tmp_path, [Task("genre", SINGLE_LABEL, ("a", "b"))])
+    source = StreamedSource(str(tmp_path))
+    labels = source.labels()
+    assert labels["train"]["genre"][:] == [0, 1] * 15
+
+    def order(split: str, seed: int) -> list[str]:
+        stream = source.pictures(dict.fromkeys(labels, lambda columns: columns), labels, seed)[split]
+        return [row["name"] for row in stream]
+
+    assert order("train", 1) == order("train", 1) != order("train", 2)
+    assert sorted(order("train", 1)) == sorted(order("train", 2)) == sorted(labels["train"]["name"])
+    assert order("test", 1) == labels["test"]["name"][:]
+    with pytest.raises(UserError, match=r"The labels of genre in .* are not those of the model: do not stream it"):
+        StreamedSource(str(tmp_path), [Task("genre", SINGLE_LABEL, ("a", "c"))])
+
+
 PUSH = """
 from huggingface_hub import HfApi
 api = HfApi()
@@ -126,6 +154,7 @@ results["forgotten"] = [kept_vocabulary("tester/prepared"), kept[0].labels]
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_brings_its_vocabulary_also_offline(hub, tmp_path):
     folders = {"prepared": prepared(tmp_path / "a"), "plain": prepared(tmp_path / "b", tasks=None)}
     second = json.dumps({"made_by": "artgraph_vit", "tasks": [Task("artist", SINGLE_LABEL, ("ada", "bea")).to_dict()]})
