@@ -46,11 +46,7 @@ class DataArguments:
     tasks: list[str] | None = field(
         default=None, metadata={"help": "Tasks to learn; by default those of ArtGraph's five that the source has."}
     )
-        default=None, metadata={"help": "Tasks to learn; by default those of ArtGraph's five that the source has."}
-    )
     columns: dict | str | None = field(
-        default=None, metadata={"help": 'Columns not called like their task, as JSON: {"tags": "subjects"}.'}
-    )
         default=None, metadata={"help": 'Columns not called like their task, as JSON: {"tags": "subjects"}.'}
     )
     image_column: str = option("image", "Column with the pictures, of a datasets source.")

@@ -170,19 +170,6 @@ def test_an_id_that_stands_twice(raw_folder):
         load(folder)
 
 
-def test_another_encoding_and_a_quotation_mark_that_is_not_closed(raw_folder):
-    folder = raw_folder()
-    path = folder / "mapping" / "artist_entidx2name.csv"
-    path.write_bytes("0,zoë\n1,b\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"artist_entidx2name\.csv is not in UTF-8"):
-        load(folder)
-    path.write_text('0,"zoë\n' + "1,b\n" * 50_000)
-    with pytest.raises(
-        UserError, match=r"artist_entidx2name\.csv, line \d+ cannot be read .*look for an unclosed quotation mark"
-    ):
-        load(folder)
-
-
 def test_no_relation_of_ours(raw_folder):
     folder = raw_folder(edges={**dict.fromkeys(EDGES), "locatedin___gallery": [(0, 0)]})
     with pytest.raises(UserError, match="has none of the columns artist, style, genre, tags, media"):
