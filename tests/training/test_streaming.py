@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.data import ArtGraphCollator, DataArguments
 from artgraph_vit.data.streaming import StreamedArtworks
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import UNKNOWN
+from artgraph_vit.training.arguments import ModelArguments
+from artgraph_vit.training.recipe import departures, recipe_of
 
 from .processes import run_tiny
 from .streaming_run import (
@@ -281,3 +283,10 @@ def check_metrics(folder: Path, processes: int) -> None:
         for name, value in expected.items():
             if not name.endswith(("runtime", "per_second", "preparation_time")):
                 assert metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_run_with_and_one_without_streaming_have_other_recipes():
+    """A checkpoint is resumed with the recipe that it was made with; streaming decides the order of the rows."""
+    recipes = [recipe_of(ModelArguments(), DataArguments("here", streaming=streaming)) for streaming in (False, True)]
+    assert [recipe["streaming"] for recipe in recipes] == [False, True]
+    assert departures(recipes[0]) == departures(recipes[1])
