@@ -4,14 +4,15 @@ from ..model.pictures import read_picture
 from .augmentation import Augmentation
 from .bad_pictures import find_bad_pictures, leave_out
 from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels
+from .options import DataArguments, read_artworks
 from .sources import DataError, load_artworks
-from .splits import split_artworks
 from .streaming import StreamedArtworks
 from .vocabulary import build_vocabulary, encode_labels, known_row_count, label_counts
 
 __all__ = [
     "ArtGraphCollator",
     "Augmentation",
+    "DataArguments",
     "DataError",
     "PictureTransform",
     "PixelNormalizer",
@@ -23,7 +24,7 @@ __all__ = [
     "label_counts",
     "leave_out",
     "load_artworks",
+    "read_artworks",
     "read_picture",
-    "split_artworks",
     "with_pixels",
 ]

@@ -6,12 +6,15 @@ Notable:
 - Pixels stay bytes until they are on the device, a quarter of what floats would be; [`PixelNormalizer`] makes floats
   of them there, once a batch.
 - A JPEG is decoded at no more than about the size that is needed (`jpeg_scale`).
-- A picture that scripts/prepare.py made for the image processor is taken as it is.
+- A picture that scripts/prepare.py made for the image processor is taken as it is: a PPM file, which any viewer reads,
+  of pixels resized and cropped already; a comment in its header says by which processor.
 - Train pictures may be augmented: cropped before they are resized, flipped and coloured after.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +30,13 @@ from ..errors import UserError
 from ..model.pictures import decoding_side, read_picture
 from ..model.tasks import UNKNOWN, Task
 from .augmentation import Augmentation
-from .exact import exact_mark, exact_pixels
 from .streaming import StreamedArtworks
 
 JPEG_SCALES = {"twice": 2, "once": 1, "full": None}
+_MARK = b"P6\n# artgraph_vit "
+# What does not change the bytes: it comes after them, or says nothing of pixels.
+_AFTER = {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "return_tensors", "data_format"}
+_AFTER |= {"image_processor_type", "processor_class", "_processor_class", "_name_or_path", "device"}
 
 
 def size_to_decode(jpeg_scale: str, side: int) -> int | None:
@@ -51,7 +57,7 @@ class PictureTransform:
         augmentation ([`Augmentation`], *optional*): for train pictures.
 
     Raises:
-        DataError: if a picture was prepared for another image processor.
+        UserError: if a picture was prepared for another image processor.
     """
 
     image_processor: BaseImageProcessor
@@ -208,3 +214,42 @@ def augmentation_of(rows: Any) -> Augmentation | None:
     """The augmentation of a dataset that [`with_pixels`] made, or of a stream; None if it has none."""
     transform = rows.transform if isinstance(rows, StreamedArtworks) else picture_transform(rows)
     return getattr(transform, "augmentation", None)
+
+
+# ---- pictures stored at the very size a model takes ----
+
+
+def exact_mark(image_processor: BaseImageProcessor) -> bytes:
+    """The beginning of the files that are prepared for an image processor; it names how that resizes and crops."""
+    settings = {
+        name: value for name, value in image_processor.to_dict().items() if name not in _AFTER and value is not None
+    }
+    settings["processor"] = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
+    geometry = json.dumps(settings, default=dict, sort_keys=True)
+    return _MARK + hashlib.sha256(geometry.encode()).hexdigest()[:16].encode() + b"\n"
+
+
+def encode_exact(pixels: np.ndarray, mark: bytes) -> bytes:
+    """A PPM file of pixels, uint8 `(H, W, 3)`, that an image processor has resized and cropped."""
+    height, width, _ = pixels.shape
+    return mark + f"{width} {height}\n255\n".encode() + pixels.tobytes()
+
+
+def exact_pixels(image: Mapping[str, Any], mark: bytes) -> np.ndarray | None:
+    """The pixels of an undecoded picture, uint8 `(H, W, 3)`, if it was prepared for the image processor that has the
+    mark; None for any other picture.
+
+    Raises:
+        UserError: if it was prepared for another image processor.
+    """
+    data = image.get("bytes")
+    if data is None or not data.startswith(_MARK):
+        return None
+    if not data.startswith(mark):
+        raise UserError(
+            "The pictures were prepared for an image processor that resizes otherwise than this backbone's: prepare "
+            "them anew with --exact_for and this backbone, or without."
+        )
+    size, _, pixels = data[len(mark) :].split(b"\n", 2)
+    width, height = map(int, size.split())
+    return np.frombuffer(bytearray(pixels), np.uint8).reshape(height, width, 3)  # a copy, which may be written to

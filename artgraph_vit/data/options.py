@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.tasks import Task
 from .augmentation import Augmentation
@@ -20,6 +20,10 @@ from .splits import assign_splits
 from .vocabulary import build_vocabulary, encode_labels
 
 EMBEDDED = "embedded"
+
+
+def option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 def choice(default: str, choices: tuple[str, ...], help: str) -> str:
@@ -32,111 +36,100 @@ class DataArguments:
 
     _argument_group_name: ClassVar[str] = "data"
 
-    source: str = field(
-        default="",
-        metadata={
-            "help": "Folder of ArtGraph (csv or raw form), of ArtSeek, of pictures with metadata, or of a prepared "
-            "dataset; a Hub id; or 'embedded' for the dataset that comes with the library."
-        },
+    source: str = option(
+        "",
+        "Folder of ArtGraph (csv or raw form), of ArtSeek, of pictures with metadata, or of a prepared "
+        "dataset; a Hub id; or 'embedded' for the dataset that comes with the library.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    dataset_config: str | None = option(None, "Configuration name of a Hub dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
     tasks: list[str] | None = field(
         default=None, metadata={"help": "Tasks to learn; by default those of ArtGraph's five that the source has."}
     )
     columns: dict | str | None = field(
         default=None, metadata={"help": 'Columns not called like their task, as JSON: {"tags": "subjects"}.'}
     )
-    image_column: str = field(default="image", metadata={"help": "Column with the pictures, of a datasets source."})
+    image_column: str = option("image", "Column with the pictures, of a datasets source.")
     unknown_labels: list[str] = field(
         default_factory=list, metadata={"help": "Names that mean unknown, such as 'Unknown Artist'."}
     )
-    min_count: int = field(
-        default=100, metadata={"help": "Artworks that an artist, tag or medium needs to be a label of its own."}
-    )
+    min_count: int = option(100, "Artworks that an artist, tag or medium needs to be a label of its own.")
     multi_label_tasks: list[str] = field(
         default_factory=list,
         metadata={"help": "Tasks beside tags and media with several labels an artwork, where no list shows it."},
     )
-    label_separator: str | None = field(
-        default=None, metadata={"help": "What joins several labels in a string; by default a comma and a space."}
+    label_separator: str | None = option(
+        None, "What joins several labels in a string; by default a comma and a space."
     )
     missing_tasks: str = choice(
         "error", ("error", "unknown"), "What becomes of a task named that the source lacks; unknown keeps its head."
     )
-    labels_from: str | None = field(
-        default=None,
-        metadata={"help": "Model (folder or Hub id) whose tasks and labels are used, instead of counting labels."},
+    labels_from: str | None = option(
+        None, "Model (folder or Hub id) whose tasks and labels are used, instead of counting labels."
     )
-    image_folder: str | None = field(
-        default=None, metadata={"help": "Where the pictures of ArtGraph or ArtSeek are, if not in images/."}
-    )
-    stratify_by: str = field(
-        default="genre",
-        metadata={"help": "Column by which a split is stratified, if one is made; it need not be a task."},
-    )
-    split_seed: int = field(default=42, metadata={"help": "Seed of the split, if one is made."})
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read a prepared dataset as a stream: nothing of it is downloaded or stored as a whole."},
+    image_folder: str | None = option(None, "Where the pictures of ArtGraph or ArtSeek are, if not in images/.")
+    stratify_by: str = option("genre", "Column by which a split is stratified, if one is made; it need not be a task.")
+    split_seed: int = option(42, "Seed of the split, if one is made.")
+    streaming: bool = option(
+        False, "Read a prepared dataset as a stream: nothing of it is downloaded or stored as a whole."
     )
     jpeg_scale: str = choice(
         "twice",
         ("twice", "once", "full"),
         "JPEGs are decoded at no less than twice (once) what the model takes, or in full, which is slower.",
     )
-    crop_scale: float = field(
-        default=1.0,
-        metadata={
-            "help": "Train on random crops that keep at least this share of a picture's area, at a width to height "
-            "from 3:4 to 4:3; 1 takes whole pictures."
-        },
+    crop_scale: float = option(
+        1.0,
+        "Train on random crops that keep at least this share of a picture's area, at a width to height "
+        "from 3:4 to 4:3; 1 takes whole pictures.",
     )
-    horizontal_flip: bool = field(default=False, metadata={"help": "Mirror every other train picture, at random."})
-    color_jitter: float = field(
-        default=0.0,
-        metadata={
-            "help": "Change brightness, contrast and saturation of train pictures by up to this share, at random. "
-            "Careful: colours are part of what makes a style and a medium."
-        },
+    horizontal_flip: bool = option(False, "Mirror every other train picture, at random.")
+    color_jitter: float = option(
+        0.0,
+        "Change brightness, contrast and saturation of train pictures by up to this share, at random. "
+        "Careful: colours are part of what makes a style and a medium.",
     )
     on_bad_image: str = choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
-    embedded_folder: str = field(
-        default="runs/embedded-dataset", metadata={"help": "Where the embedded dataset is painted."}
-    )
-    embedded_artworks: int = field(default=1600, metadata={"help": "How many pictures the embedded dataset has."})
+    embedded_folder: str = option("runs/embedded-dataset", "Where the embedded dataset is painted.")
+    embedded_artworks: int = option(1600, "How many pictures the embedded dataset has.")
     embedded_setting: str = choice(
         "plain", tuple(SETTINGS), "How hard the embedded dataset is; hard has long tails, wrong labels and noise."
     )
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("There is no source: pass --source FOLDER_OR_HUB_ID, or --source embedded.")
+        if isinstance(self.columns, str):
+            with as_user_error(f'columns={self.columns!r} is not JSON such as {{"tags": "subjects"}}'):
+                self.columns = json.loads(self.columns)
+        if self.columns is not None and not isinstance(self.columns, dict):
+            raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
+        if not isinstance(self.min_count, int) or self.min_count < 1:
+            raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
+        for option in fields(self):
+            choices, value = option.metadata.get("choices"), getattr(self, option.name)
+            if choices and value not in choices:
+                raise ValueError(f"{option.name}={value!r}: use one of {', '.join(choices)}.")
+        self.augmentation(seed=0)  # looks at its options
+
+    @property
+    def column_of_task(self) -> dict[str, str]:
+        return self.columns if isinstance(self.columns, dict) else {}
+
+    def column_of(self, task: str) -> str:
+        """The column that a task is read from."""
+        return self.column_of_task.get(task, task)
+
+    def augmentation(self, seed: int) -> Augmentation | None:
+        """What is done with train pictures; None if nothing is."""
+        augmentation = Augmentation(self.crop_scale, self.horizontal_flip, self.color_jitter, seed)
+        return augmentation if augmentation.is_on else None
 
     def paint_embedded(self, progress: bool) -> Path:
         """Paints the embedded dataset, unless its folder holds it already."""
         return paint_artgraph(
             self.embedded_folder, self.embedded_artworks, progress=progress, setting=self.embedded_setting
         )
-
-    @property
-    def column_of_task(self) -> dict[str, str]:
-        return self.columns if isinstance(self.columns, dict) else {}
-
-    def __post_init__(self) -> None:
-        if not self.source:
-            raise ValueError("There is no source: pass --source FOLDER_OR_HUB_ID, or --source embedded.")
-        if isinstance(self.columns, str):
-            try:
-                self.columns = json.loads(self.columns)
-            except json.JSONDecodeError as error:
-                raise ValueError(f'columns={self.columns!r} is not JSON such as {{"tags": "subjects"}}.') from error
-        if self.columns is not None and not isinstance(self.columns, dict):
-            raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
-        if not isinstance(self.min_count, int) or self.min_count < 1:
-            raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
-        self.augmentation(seed=0)  # looks at its options
-
-    def augmentation(self, seed: int) -> Augmentation | None:
-        """What is done with train pictures; None if nothing is."""
-        augmentation = Augmentation(self.crop_scale, self.horizontal_flip, self.color_jitter, seed)
-        return augmentation if augmentation.is_on else None
 
 
 def read_artworks(
@@ -153,37 +146,20 @@ def read_artworks(
         Encoded rows with a column `split`, and the tasks with their labels.
 
     Raises:
-        DataError: says what is wrong in the data, and where.
+        UserError: says what is wrong in the data, and where.
     """
     if tasks is None and data.labels_from is not None:
         tasks = _tasks_of(data.labels_from, data.tasks)
-    source: str | Path = data.source
-    if source == EMBEDDED:
-        source = data.paint_embedded(progress)
-    rows, found = load_artworks(
-        source,
-        tasks=tasks or data.tasks,
-        columns=data.column_of_task,
-        unknown_labels=data.unknown_labels,
-        image_column=data.image_column,
-        config_name=data.dataset_config,
-        revision=data.dataset_revision,
-        multi_label_tasks=data.multi_label_tasks,
-        label_separator=data.label_separator,
-        missing_tasks=data.missing_tasks,
-        stratify_by=data.stratify_by,
-        image_folder=data.image_folder,
-    )
+    if data.source == EMBEDDED:
+        data = replace(data, source=str(data.paint_embedded(progress)))
+    rows, found = load_artworks(data, tasks)
     tasks = build_vocabulary(rows, found, data.min_count)
     return assign_splits(encode_labels(rows, tasks), data.split_seed), tasks
 
 
 def _tasks_of(model: str, wanted: Sequence[str] | None) -> list[Task]:
-    try:
+    with as_user_error(f"labels_from={model!r} is no model of artgraph_vit", kinds=(OSError, ValueError)):
         tasks = {task.name: task for task in ArtGraphViTConfig.from_pretrained(model).tasks}
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"labels_from={model!r} is no model of artgraph_vit: {reason}") from error
     unknown = [name for name in wanted or () if name not in tasks]
     if unknown:
         raise UserError(f"labels_from={model!r} has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}.")

@@ -1,6 +1,6 @@
 """How the embedded paintings are painted: one small function a genre, a thing, a style, a pigment and a ground.
 
-The tables GENRES, THINGS, STYLES, PIGMENTS and GROUNDS name them by their labels; synthetic.py chooses among them.
+The tables GENRES, THINGS, STYLES, PIGMENTS and GROUNDS name them by their labels; demo.py chooses among them.
 """
 
 from __future__ import annotations

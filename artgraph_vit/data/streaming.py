@@ -1,23 +1,30 @@
-"""Training from a stream: `StreamedArtworks` gives each process and DataLoader worker its own rows of it.
+"""Training from a stream: the labels of a prepared dataset are read at once, its pictures as they come.
 
-The order of an epoch depends on (seed, epoch) alone. It is cut into batches: of each P batches process p has the p-th,
-and of a process's batches worker w of W has each W-th. A DataLoader takes one batch of each worker in turn, so a
-process gets its batches in order, and the rows of an optimizer step are the same however they are divided.
-Every worker reads the whole stream, which is cheap beside decoding, and decodes its own rows only.
+`StreamedArtworks` gives each process and DataLoader worker its own rows. The order of an epoch depends on (seed,
+epoch) alone. It is cut into batches: of each P batches process p has the p-th, and of a process's batches worker w of
+W has each W-th. A DataLoader takes one batch of each worker in turn, so a process gets its batches in order, and the
+rows of an optimizer step are the same however they are divided. Every worker reads the whole stream, which is cheap
+beside decoding, and decodes its own rows only.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from datasets import Dataset, DatasetDict, Features, load_dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .sources import DataError
+from ..errors import UserError
+from ..model.tasks import Task
+from .sources.prepared import choose_kept, kept_vocabulary
+
+SHUFFLE_BUFFER = 1000  # undecoded pictures, some 25 MB a worker
 
 Columns = dict[str, list]  # as long as each other
 
@@ -28,13 +35,13 @@ class StreamedArtworks(IterableDataset):
     Args:
         rows (`datasets.IterableDataset`): encoded rows with an undecoded column `image`.
         transform (`Callable`): turns columns of raw rows into columns of ready ones, such as [`PictureTransform`].
-        num_rows (`int`, *optional*, defaults to what the stream's info records): the length of the stream.
+        num_rows (`int`): the length of the stream, at least 1.
         shuffle_buffer (`int`, *optional*, defaults to 1000): how many undecoded rows each worker holds to draw from;
             0 keeps the stream's order, as for evaluation.
         seed (`int`, *optional*, defaults to 42): of the shuffling, together with the epoch.
 
     Raises:
-        DataError: if the number of rows is not known; while iterating, if the stream holds another number.
+        UserError: while iterating, if the stream holds another number of rows.
 
     A train set from a stream, for a model whose tasks are known:
 
@@ -47,16 +54,10 @@ class StreamedArtworks(IterableDataset):
         self,
         rows: datasets.IterableDataset,
         transform: Callable[[Columns], Columns],
-        num_rows: int | None = None,
-        shuffle_buffer: int = 1000,
+        num_rows: int,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
         seed: int = 42,
     ) -> None:
-        if num_rows is None:
-            recorded = (rows.info.splits or {}).get(str(rows.split))
-            num_rows = recorded.num_examples if recorded else None
-        if num_rows is None or num_rows < 1:
-            known = "not recorded" if num_rows is None else num_rows
-            raise DataError(f"The stream's number of rows is {known}: pass num_rows, at least 1.")
         self.rows = rows.decode(False) if rows.features else rows
         self.transform = transform
         self.num_rows = num_rows
@@ -126,10 +127,10 @@ class StreamedArtworks(IterableDataset):
                 break
             batch, process = divmod(number, self.num_processes)
             if process == self.process_index and batch % workers == worker_index:
-                yield from self._undecoded(chunk) if batch < to_skip else self._ready(chunk)
+                yield from _rows_of(self.transform(chunk) if batch >= to_skip else _undecoded(chunk))
         if seen != self.num_rows:
             found = f"more than {self.num_rows}" if seen > self.num_rows else str(seen)
-            raise DataError(f"The stream holds {found} rows, not {self.num_rows}: pass the right number as num_rows.")
+            raise UserError(f"The stream holds {found} rows, not {self.num_rows}: pass the right number as num_rows.")
         if (self.num_batches - 1) % workers == worker_index:
             yield from self._padding(chunk)
 
@@ -140,17 +141,73 @@ class StreamedArtworks(IterableDataset):
         if self.num_processes == 1 or missing <= 0:
             return []
         last = {name: values[-1:] if name == "image" else [None] for name, values in chunk.items()}
-        return self._ready(last) * missing
+        return _rows_of(self.transform(last)) * missing
 
-    def _ready(self, chunk: Columns) -> list[dict[str, Any]]:
-        if not isinstance(chunk["image"][0], Mapping):
-            raise DataError("The stream's pictures are decoded already: call .decode(False) on it before .map(...).")
-        return _rows_of(self.transform(chunk))
 
-    @staticmethod
-    def _undecoded(chunk: Columns) -> list[dict[str, Any]]:
-        return [{**row, "pixel_values": torch.empty(0)} for row in _rows_of(chunk)]
+def _undecoded(columns: Columns) -> Columns:
+    return {**columns, "pixel_values": [torch.empty(0)] * len(columns["image"])}
 
 
 def _rows_of(columns: Columns) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class StreamedSource:
+    """A dataset that scripts/prepare.py made, in a folder or on the Hub, of which nothing is stored.
+
+    Args:
+        source (`str`): the folder or Hub id.
+        tasks (`Sequence[str | Task]`, *optional*): by default all that it has; a [`Task`] with labels must have those
+            of the dataset.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: if it is not prepared, or its labels are not those of the tasks.
+    """
+
+    def __init__(self, source: str, tasks: Sequence[str | Task] | None = None, revision: str | None = None):
+        kept = kept_vocabulary(source, revision)
+        if kept is None:
+            raise UserError(
+                f"{source} cannot be streamed: vocabulary and splits must be known before. Prepare it with "
+                "scripts/prepare.py, or leave streaming out."
+            )
+        folder = Path(source).expanduser()
+        self.name = str(folder) if folder.is_dir() else source
+        self.revision = revision
+        self.tasks: list[Task] = []
+        for task in choose_kept(kept, tasks, source):
+            assert isinstance(task, Task)  # those that are only named have been found among the dataset's
+            if task.labels not in [own.labels for own in kept if own.name == task.name]:
+                raise UserError(f"The labels of {task.name} in {source} are not those of the model: do not stream it.")
+            self.tasks.append(task)
+
+    def labels(self) -> DatasetDict:
+        """The splits as encoded rows without pictures, of which the columns with pictures are not read."""
+        names = ["name", *(task.name for task in self.tasks)]
+        parts = {}
+        for split, rows in self._open(names).items():
+            features = Features({name: rows.features[name] for name in names})
+            parts[str(split)] = Dataset.from_list(list(rows), features=features)
+        return DatasetDict(parts)
+
+    def pictures(
+        self, transforms: Mapping[str, Callable[[Columns], Columns]], labels: DatasetDict, seed: int
+    ) -> dict[str, StreamedArtworks]:
+        """The splits as a trainer takes them; the train split is shuffled.
+
+        Args:
+            transforms (`Mapping[str, Callable]`): the [`PictureTransform`] of each split.
+            labels (`DatasetDict`): as [`labels`] returns them; they say how many rows there are.
+            seed (`int`): of the shuffling.
+        """
+        streams = self._open(["image", *labels["train"].column_names])
+        return {
+            split: StreamedArtworks(
+                streams[split], transforms[split], len(rows), SHUFFLE_BUFFER if split == "train" else 0, seed
+            )
+            for split, rows in labels.items()
+        }
+
+    def _open(self, columns: list[str]) -> Any:
+        return load_dataset(self.name, streaming=True, revision=self.revision, columns=columns)

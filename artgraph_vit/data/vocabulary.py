@@ -7,14 +7,14 @@ fewer than `min_count` artworks is the task's own rule (`Task.rare`); labels are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
 from transformers.utils import logging
 
+from ..errors import UserError
 from ..model.tasks import OTHER, Task
-from .sources import DataError
 
 logger = logging.get_logger(__name__)
 
@@ -32,34 +32,29 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
         The tasks with their labels.
 
     Raises:
-        DataError: if a task is left with too few labels to tell apart.
+        UserError: if a task is left with too few labels to tell apart.
     """
     built = []
     for task in tasks:
         if task.labels:
             built.append(task)
             continue
-        counts: Counter[str] = Counter()
-        for value in rows[task.name][:]:
-            counts.update(value if isinstance(value, list) else [value] if value is not None else [])
+        counts = Counter(_labels(rows, task))
         if not counts:
-            raise DataError(
+            raise UserError(
                 f"No artwork has a known {task.name}, so its labels are not known either: leave {task.name!r} out of "
                 "tasks, or take the labels of a model by labels_from."
             )
         kept = {label for label, count in counts.items() if task.rare == "keep" or count >= min_count}
         joined = sorted(label for label in kept if task.is_multi_label and any(mark in label for mark in ",;|"))
         if joined:
-            logger.warning(
-                "%d labels of %s hold a comma, a semicolon or a bar, such as %r: if they are several, pass "
-                "label_separator.",
-                *(len(joined), task.name, joined[0]),
-            )
+            several = "labels of %s hold a comma, a semicolon or a bar, such as %r: if they are several, pass"
+            logger.warning(f"%d {several} label_separator.", len(joined), task.name, joined[0])
         if task.rare == "other" and len(kept) < len(counts):
             kept.add(OTHER)
         if len(kept) < (1 if task.is_multi_label else 2):
             needed = 1 if task.rare == "keep" else min_count
-            raise DataError(
+            raise UserError(
                 f"The task {task.name!r} has {len(kept)} label(s) on at least {needed} of the {len(rows)} artworks, "
                 "so there is nothing to learn: lower min_count, or leave it out of tasks."
             )
@@ -75,7 +70,7 @@ def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
         `List(ClassLabel)`; None for unknown, as for an artwork none of whose labels is in the vocabulary.
 
     Raises:
-        DataError: names the artwork and the label that a task with `rare="keep"` does not know.
+        UserError: names the artwork and the label that a task with `rare="keep"` does not know.
     """
     encoded: dict[str, list] = {}
     features: dict[str, ClassLabel | List] = {}
@@ -93,16 +88,19 @@ def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
 
 def label_counts(rows: Dataset, task: Task) -> torch.Tensor:
     """How many of the encoded rows carry each label of a task: int64 `(C,)`."""
-    values = rows.with_format(None)[task.name][:]
-    flat = [
-        label for value in values if value is not None for label in (value if isinstance(value, list) else [value])
-    ]
-    return torch.bincount(torch.tensor(flat, dtype=torch.int64), minlength=task.num_labels)
+    labels = torch.tensor(list(_labels(rows, task)), dtype=torch.int64)
+    return torch.bincount(labels, minlength=task.num_labels)
 
 
 def known_row_count(rows: Dataset, task: Task) -> int:
     """How many of the encoded rows have a label of a task."""
     return sum(value not in (None, []) for value in rows.with_format(None)[task.name][:])
+
+
+def _labels(rows: Dataset, task: Task) -> Iterator:
+    """All labels of a task, row after row."""
+    for value in rows.with_format(None)[task.name][:]:
+        yield from value if isinstance(value, list) else () if value is None else (value,)
 
 
 def _encode(value: str | list[str] | None, task: Task, index_of: dict[str, int], name: str) -> int | list[int] | None:
@@ -115,7 +113,7 @@ def _encode(value: str | list[str] | None, task: Task, index_of: dict[str, int],
         if index is None and task.rare == "other":
             index = index_of.get(OTHER)
         if index is None and task.rare != "drop":
-            raise DataError(
+            raise UserError(
                 f"The artwork {name!r} has the {task.name} {label!r}, which is not among the {task.num_labels} labels "
                 f"of the model: correct it, leave the artwork out, or list {label!r} in unknown_labels."
             )

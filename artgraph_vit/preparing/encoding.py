@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from ..data.batches import PictureTransform, size_to_decode
-from ..data.exact import encode_exact, exact_mark
+from ..data.batches import PictureTransform, encode_exact, exact_mark, size_to_decode
 from ..model.pictures import BadPictureError, read_picture
 
 THUMBNAIL = (17, 16)  # width, height: 16 steps a line for 16 lines (duplicates.py)

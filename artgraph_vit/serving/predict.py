@@ -24,9 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..data.batches import PictureTransform, PixelNormalizer
+from ..data.batches import PictureTransform, PixelNormalizer, exact_mark
 from ..data.decoding import DecodedPicture, PictureDecoder, decode_ahead
-from ..data.exact import exact_mark
 from ..errors import UserError
 from ..files import atomic_write, folder_lock, writing
 from ..model.pipeline_artgraph_vit import RESERVED, ArtGraphPipeline, ranked_labels

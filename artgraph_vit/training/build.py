@@ -28,7 +28,7 @@ from ..data.augmentation import Augmentation
 from ..data.options import EMBEDDED, DataArguments, read_artworks
 from ..data.sources.prepared import is_prepared
 from ..data.splits import divide_by_split
-from ..data.streamed_source import StreamedSource
+from ..data.streaming import StreamedSource
 from ..errors import UserError, as_user_error
 from ..model.backbones import refuse_unsuitable, set_options
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
@@ -79,6 +79,7 @@ def load_pictures(
     data: DataArguments,
     image_processor: BaseImageProcessor,
     augmentation: Augmentation | None = None,
+    seed: int = 42,
 ) -> dict[str, Any]:
     """The splits as a trainer takes them, whose pictures are decoded when they are fetched.
 
@@ -87,11 +88,12 @@ def load_pictures(
         data ([`DataArguments`]).
         image_processor (`BaseImageProcessor`): of the model.
         augmentation ([`Augmentation`], *optional*): of the train split alone.
+        seed (`int`, *optional*, defaults to 42): of the order of a stream.
     """
     of_split = {split: augmentation if split == "train" else None for split in splits}
     if data.streaming:
         transforms = {split: PictureTransform(image_processor, data.jpeg_scale, of_split[split]) for split in splits}
-        return StreamedSource(data.source, tasks, data.dataset_revision).pictures(transforms, splits)
+        return StreamedSource(data.source, tasks, data.dataset_revision).pictures(transforms, splits, seed)
     pictures = {
         split: with_pixels(rows, image_processor, data.jpeg_scale, of_split[split]) for split, rows in splits.items()
     }

@@ -12,6 +12,7 @@ from .arguments import ArtGraphTrainingArguments, ModelArguments
 
 # What a recipe is applied to, rather than a part of it.
 _GROUND = {"backbone", "backbone_revision", "from_scratch", "min_count", "tasks", "split_seed", "seed", "data_seed"}
+_GROUND |= {"streaming"}
 
 
 def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
         "min_count": data.min_count,
         "tasks": data.tasks,
         "split_seed": data.split_seed,
+        "streaming": data.streaming,
         "jpeg_scale": data.jpeg_scale,
         "crop_scale": data.crop_scale,
         "horizontal_flip": data.horizontal_flip,

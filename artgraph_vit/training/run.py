@@ -66,7 +66,9 @@ def train(
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
-    pictures = load_pictures(splits, tasks, data_args, image_processor, data_args.augmentation(args.seed))
+    data_seed = args.seed if args.data_seed is None else args.data_seed
+    augmentation = data_args.augmentation(args.seed)
+    pictures = load_pictures(splits, tasks, data_args, image_processor, augmentation, data_seed)
     trainer = ArtGraphTrainer(
         model=model,
         args=args,

@@ -16,8 +16,7 @@ from transformers import BitImageProcessor, ViTImageProcessor
 
 from artgraph_vit.data import PictureTransform, StreamedArtworks, batches, read_picture, with_pixels
 from artgraph_vit.data.augmentation import Augmentation
-from artgraph_vit.data.batches import augmentation_of
-from artgraph_vit.data.exact import encode_exact, exact_mark
+from artgraph_vit.data.batches import augmentation_of, encode_exact, exact_mark
 from artgraph_vit.data.options import DataArguments
 from artgraph_vit.training.build import load_pictures
 

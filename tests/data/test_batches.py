@@ -16,16 +16,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from artgraph_vit.data import (
-    ArtGraphCollator,
-    DataError,
-    PictureTransform,
-    PixelNormalizer,
-    batches,
-    read_picture,
-    with_pixels,
-)
-from artgraph_vit.data.exact import encode_exact, exact_mark
+from artgraph_vit.data import ArtGraphCollator, PictureTransform, PixelNormalizer, batches, read_picture, with_pixels
+from artgraph_vit.data.batches import encode_exact, exact_mark
 from artgraph_vit.errors import UserError
 
 
@@ -162,7 +154,7 @@ def test_prepared_pixels_are_taken_as_they_are():
     taken = PictureTransform(processor).pixels({"bytes": data, "path": None})
     assert (taken.numpy() == pixels).all()
     assert (np.asarray(read_picture({"bytes": data})) == pixels.transpose(1, 2, 0)).all()  # a picture like any other
-    with pytest.raises(DataError, match="prepared for an image processor that resizes otherwise"):
+    with pytest.raises(UserError, match="prepared for an image processor that resizes otherwise"):
         PictureTransform(ViTImageProcessor()).pixels({"bytes": data, "path": None})
 
 

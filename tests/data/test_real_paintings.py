@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from artgraph_vit.data import build_vocabulary, encode_labels, find_bad_pictures, load_artworks, split_artworks
+from artgraph_vit.data import build_vocabulary, encode_labels, find_bad_pictures
+from tests.data.loading import divided, load
 
 pytestmark = pytest.mark.skipif(
     "ARTGRAPH_SHARED" not in os.environ, reason="needs ARTGRAPH_SHARED, the folder that holds paintings/"
@@ -21,7 +22,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return load_artworks(folder)
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_every_row_and_all_five_tasks_are_read(loaded, table):
 
 
 def test_the_splits_of_the_files_are_kept(loaded, folder):
-    splits = split_artworks(loaded[0])
+    splits = divided(loaded[0])
     assert {name: len(part) for name, part in splits.items()} == {"train": 187, "validation": 39, "test": 41}
     assert set(splits["validation"]["name"]) == set((folder / "splits" / "val.txt").read_text().split())
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 
-from artgraph_vit.data import DataError, split_artworks
+from artgraph_vit.errors import UserError
+from tests.data.loading import divided
 
 GENRES = {"portrait": 600, "landscape": 250, "still life": 100, "battle": 30, "rare": 3, None: 17}
 FEATURES = Features(
@@ -25,38 +26,33 @@ def names(splits) -> dict[str, set[str]]:
 
 
 def test_shares_are_70_15_15_over_all_and_in_each_genre():
-    splits = split_artworks(artworks())
+    splits = divided(artworks())
+    assert set.union(*names(splits).values()) == set(artworks()["name"])  # and 1,000 in all, so each once
     assert {name: len(part) for name, part in splits.items()} == {"train": 700, "validation": 150, "test": 150}
     for genre, count in GENRES.items():
         for name, share in {"train": 0.7, "validation": 0.15, "test": 0.15}.items():
             assert abs(splits[name]["genre"][:].count(genre) - share * count) <= 2, (genre, name)
 
 
-def test_every_artwork_is_in_exactly_one_split():
-    parts = names(split_artworks(artworks()))
-    assert set.union(*parts.values()) == set(artworks()["name"])
-    assert sum(map(len, parts.values())) == 1000
-
-
 def test_splits_do_not_change_when_rows_are_reordered():
     order = np.random.default_rng(0).permutation(1000)
-    assert names(split_artworks(artworks().select(order))) == names(split_artworks(artworks()))
+    assert names(divided(artworks().select(order))) == names(divided(artworks()))
 
 
 def test_another_seed_gives_other_splits():
-    first, second = (names(split_artworks(artworks(), seed=seed)) for seed in (1, 2))
+    first, second = (names(divided(artworks(), seed=seed)) for seed in (1, 2))
     assert len(first["test"] & second["test"]) < 75  # 150 of 1,000 twice: about 22 in common by chance
-    assert first == names(split_artworks(artworks(), seed=1))
+    assert first == names(divided(artworks(), seed=1))
 
 
 def test_without_the_column_to_stratify_by_the_shares_still_hold():
-    splits = split_artworks(artworks().remove_columns("stratum"))
+    splits = divided(artworks().remove_columns("stratum"))
     assert [len(part) for part in splits.values()] == [700, 150, 150]
 
 
 def test_splits_of_the_source_are_kept():
     given = (["train"] * 3 + ["validation"] + ["test"]) * 200
-    splits = split_artworks(artworks(given))
+    splits = divided(artworks(given))
     for name in ("train", "validation", "test"):
         assert splits[name]["name"][:] == [f"{i:04}.jpg" for i in range(1000) if given[i] == name]
         assert splits[name].column_names == ["name", "genre"]
@@ -64,7 +60,7 @@ def test_splits_of_the_source_are_kept():
 
 def test_a_missing_split_is_cut_from_train_and_the_others_stay():
     given = ["test" if i % 4 == 0 else "train" for i in range(1000)]
-    splits = split_artworks(artworks(given))
+    splits = divided(artworks(given))
     assert splits["test"]["name"][:] == [f"{i:04}.jpg" for i in range(0, 1000, 4)]
     assert len(splits["validation"]) == pytest.approx(750 * 15 / 85, abs=1)
     assert not set(splits["validation"]["name"]) & set(splits["train"]["name"])
@@ -74,7 +70,7 @@ def test_the_same_picture_twice_goes_to_one_split():
     doubled = Dataset.from_dict(
         {"name": [f"{i // 2}.jpg" for i in range(1000)], "split": [None] * 1000, "stratum": ["portrait"] * 1000}
     )
-    parts = names(split_artworks(doubled))
+    parts = names(divided(doubled))
     assert sum(map(len, parts.values())) == 500
 
 
@@ -86,18 +82,13 @@ def test_the_same_picture_twice_goes_to_one_split():
     ],
 )
 def test_an_empty_split_is_refused(given, message):
-    with pytest.raises(DataError, match=message):
-        split_artworks(artworks(given))
-
-
-def test_too_few_artworks_for_three_splits_are_refused():
-    with pytest.raises(DataError, match="is empty"):
-        split_artworks(artworks().select([0, 1]))
+    with pytest.raises(UserError, match=message):
+        divided(artworks(given))
 
 
 def test_an_artwork_in_two_splits_is_refused_by_name():
     rows = Dataset.from_dict(
         {"name": ["a", "b", "c", "a"], "split": ["train", "validation", "test", "test"], "genre": ["x"] * 4}
     )
-    with pytest.raises(DataError, match=r"'a' is in two splits, 'train' and 'test' \(rows 0 and 3 of all\): keep"):
-        split_artworks(rows)
+    with pytest.raises(UserError, match=r"'a' is in two splits, 'train' and 'test' \(rows 0 and 3 of all\): keep"):
+        divided(rows)

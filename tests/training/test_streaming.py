@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from artgraph_vit.data import ArtGraphCollator, DataError
+from artgraph_vit.data import ArtGraphCollator, DataArguments
 from artgraph_vit.data.streaming import StreamedArtworks
+from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import UNKNOWN
+from artgraph_vit.training.arguments import ModelArguments
+from artgraph_vit.training.recipe import departures, recipe_of
 
 from .processes import run_tiny
 from .streaming_run import (
@@ -90,9 +92,10 @@ def own_rows(order: list[int], process: int, processes: int, batch: int, accumul
 # ---- the division, without a trainer ----
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize(("rows", "batch"), [(33, 4), (8, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("rows", "batch", "processes", "workers"),
+    [(33, 4, 1, 0), (33, 4, 2, 2), (33, 4, 4, 3), (8, 2, 1, 3), (8, 2, 4, 0), (3, 2, 2, 0), (3, 2, 4, 1)],
+)
 def test_each_row_goes_once_to_the_step_it_belongs_to(tmp_path, rows, batch, processes, workers):
     log = tmp_path / "decoded"
     stream = StreamedArtworks(raw_rows(rows, 1), NumberedPictures(log), rows, BUFFER, SEED)
@@ -155,26 +158,10 @@ def test_the_epoch_reaches_the_workers(tmp_path, orders, persistent):
 def test_another_number_of_rows_is_an_error(given, found, workers):
     part = StreamedArtworks(raw_rows(12, 1), NumberedPictures(), given).part(0, 2, 4)
     batches = iter(DataLoader(part, 4, num_workers=workers, collate_fn=ArtGraphCollator(TASKS)))
-    with pytest.raises(DataError, match=f"The stream holds {found} rows, not {given}: pass the right number"):
+    with pytest.raises(UserError, match=f"The stream holds {found} rows, not {given}: pass the right number"):
         list(batches)
     if workers:
         batches._shutdown_workers()  # as above
-
-
-@pytest.mark.parametrize(("given", "named"), [(None, "not recorded"), (0, "0"), (-3, "-3")])
-def test_an_unknown_number_of_rows_is_an_error(given, named):
-    with pytest.raises(DataError, match=f"number of rows is {named}: pass num_rows"):
-        StreamedArtworks(raw_rows(12, 1), NumberedPictures(), given)
-
-
-def test_the_number_of_rows_is_taken_from_the_streams_info(tmp_path):
-    (tmp_path / "train.jsonl").write_text('{"image": null, "genre": 1}\n' * 7)
-    (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n"
-        "dataset_info:\n  splits:\n  - name: train\n    num_examples: 7\n---\n"
-    )
-    rows = load_dataset(str(tmp_path), split="train", streaming=True)
-    assert len(StreamedArtworks(rows, NumberedPictures())) == 7
 
 
 # ---- one process ----
@@ -205,7 +192,13 @@ def test_evaluation_of_a_stream_is_that_of_its_rows_at_once(alone):
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "by", "workers"), [(3, "exception", 0), (7, "SIGKILL", 2), (9, "exception", 2), (16, "exception", 0)]
+    ("kill_at", "by", "workers"),
+    [
+        (3, "exception", 0),
+        pytest.param(7, "SIGKILL", 2, marks=pytest.mark.slow),
+        (9, "exception", 2),
+        (16, "exception", 0),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, orders, kill_at, by, workers):
     """In phase heads, before and after the boundary, and before the last step, which is not full."""
@@ -241,6 +234,7 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows_of_a_step(two, orders):
     for process, runs in enumerate(read(two, "rows", 2)):
         steps = [rows for order in orders for rows in own_rows(order, process, 2, 4, accumulation=2)]
@@ -249,6 +243,7 @@ def test_two_processes_share_the_rows_of_a_step(two, orders):
             assert runs[f"from-{done}"] == {str(step): steps[step] for step in range(done, len(steps))}
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(two, alone):
     first, second = (load_file(two / f"whole-{process}.safetensors") for process in (0, 1))
     for name, tensor in alone.model.state_dict().items():
@@ -256,6 +251,7 @@ def test_two_processes_train_the_model_of_one(two, alone):
         torch.testing.assert_close(first[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [5, 15])
 def test_two_processes_resume_to_the_model_of_an_uninterrupted_run(two, checkpoint):
     whole, resumed = (load_file(two / f"{run}-0.safetensors") for run in ("whole", f"from-{checkpoint}"))
@@ -263,10 +259,12 @@ def test_two_processes_resume_to_the_model_of_an_uninterrupted_run(two, checkpoi
         torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_each_row_once(two):
     check_metrics(two, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [3, pytest.param(4, marks=pytest.mark.soak)])
 def test_more_processes_train_on_and_evaluate_each_row_once(tmp_path, orders, processes):
     """Of the last step's two rows, and of the last evaluation batch, all but one process have none."""
@@ -287,8 +285,8 @@ def check_metrics(folder: Path, processes: int) -> None:
                 assert metrics[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_pictures_that_are_decoded_already_are_refused():
-    rows = Dataset.from_dict({"image": ["pixels"] * 3, "genre": [0, 1, 0]}).to_iterable_dataset()
-    stream = StreamedArtworks(rows, lambda columns: columns, num_rows=3, shuffle_buffer=0)
-    with pytest.raises(DataError, match=r"decoded already: call \.decode\(False\)"):
-        list(stream)
+def test_a_run_with_and_one_without_streaming_have_other_recipes():
+    """A checkpoint is resumed with the recipe that it was made with; streaming decides the order of the rows."""
+    recipes = [recipe_of(ModelArguments(), DataArguments("here", streaming=streaming)) for streaming in (False, True)]
+    assert [recipe["streaming"] for recipe in recipes] == [False, True]
+    assert departures(recipes[0]) == departures(recipes[1])

@@ -1,4 +1,4 @@
-"""What the readers of files share: names in the data that lead to pictures, split files, and text.
+"""What the readers of files share: names in the data that lead to pictures, split files, csv and JSON.
 
 A name in the data leads to a file inside the source's own folder or is refused: neither a path, nor an absolute one,
 nor a link gets out of it, and an address is never fetched.
@@ -6,13 +6,19 @@ nor a link gets out of it, and an address is never fetched.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .rows import SPLIT_NAMES, DataError
+from transformers.utils import logging
+
+from ...errors import UserError, as_user_error
+from .rows import ArtworkTable, split_name
+
+logger = logging.get_logger(__name__)
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # http, s3, hf, file ...
 
@@ -22,86 +28,105 @@ def is_address(name: str) -> bool:
 
 
 class PictureFolder:
-    """The folder that holds all pictures of a source.
-
-    Args:
-        folder (`Path`).
-    """
+    """The folder that holds all pictures of a source."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.root = folder.resolve()
 
-    def path_of(self, name: str, where: str) -> str:
-        """The path of a picture, named relative to the folder.
-
-        Raises:
-            DataError: if it is an address or an absolute path, is not there, or lies outside, be it by its name or
-                by a link.
-        """
+    def path_of(self, name: str, place: str) -> str:
+        """The path of a picture, named relative to the folder; it lies inside, by its name and by its links."""
         if Path(name).is_absolute():
-            raise DataError(
-                f"{where}: the picture {name!r} lies outside {self.folder}, or is named as if it did: "
-                "name it relative to that folder."
+            raise UserError(
+                f"{place}: the picture {name!r} lies outside {self.folder}: name it relative to that folder."
             )
-        return picture_inside(self.folder / name, name, [self.root], where)
+        return picture_inside(self.folder / name, name, [self.root], place)
 
 
-def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, where: str) -> str:
-    """The path of a picture which is a file, and lies in one of the folders `roots` (anywhere, if it is None).
-
-    Raises:
-        DataError: if it is not so; calls the picture `name`.
-    """
+def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, place: str) -> str:
+    """The path of a picture which is a file, and lies in one of the folders `roots` (anywhere, if it is None)."""
     if is_address(name):
-        raise DataError(
-            f"{where}: the picture {name!r} is an address, and readers fetch nothing: "
-            "download it, or unpack the archive it is in."
-        )
-    try:
+        raise UserError(f"{place}: the picture {name!r} is an address, and readers fetch nothing: unpack it.")
+    # A name too long, with a null byte, a ring of links:
+    kinds = (OSError, ValueError, RuntimeError)
+    with as_user_error(f"{place}: the picture {name!r} cannot be looked up", "correct its name.", kinds):
         resolved = path.resolve()
         if roots is not None and not any(resolved.is_relative_to(root) for root in roots):
-            places = " and ".join(map(str, roots))
-            raise DataError(f"{where}: the picture {name!r} lies outside {places}: put it there.")
+            raise UserError(f"{place}: the picture {name!r} lies outside {' and '.join(map(str, roots))}.")
         if not path.is_file():
-            raise DataError(f"{where}: there is no picture {path}.")
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a null byte, a ring of links
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}: the picture {name!r} cannot be looked up ({error}): correct its name.") from error
+            raise UserError(f"{place}: there is no picture {path}.")
     return str(path)
 
 
-def read_split_files(folder: Path, names: Sequence[str], where: str) -> dict[str, str]:
-    """Maps the name of an artwork to its split, by `{train,val,test}.txt`; empty if there is no such folder."""
+def in_split_files(table: ArtworkTable, folder: Path) -> ArtworkTable:
+    """The artworks that `{train,val,test}.txt` in a folder name, each in its split; the others are left out, with a
+    warning. The table as it is, if there is no such folder.
+    """
     if not folder.is_dir():
-        return {}
-    known = set(names)
-    split_of: dict[str, str] = {}
-    if len(known) != len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise DataError(f"{where} names the picture {twice!r} twice: keep one line.")
-    for file_name in ("train.txt", "val.txt", "test.txt"):
-        path = folder / file_name
+        return table
+    if any(table.splits):
+        raise UserError(f"{table.where} has a column 'split' and there is a folder {folder}: keep one of them.")
+    row_of = {name: row for row, name in enumerate(table.names)}
+    if len(row_of) < len(table.names):
+        twice = next(name for row, name in enumerate(table.names) if row_of[name] != row)
+        raise UserError(f"{table.where} names the picture {twice!r} twice: keep one line.")
+    for split in ("train", "val", "test"):
+        path = folder / f"{split}.txt"
         if not path.is_file():
-            raise DataError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
+            raise UserError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
         listed = lines_of(path)
         if not any(listed):
-            raise DataError(
-                f"{path} is empty: name the artworks of the split, or take the folder away to have it made."
-            )
+            raise UserError(f"{path} is empty: name the artworks of the split, or take the folder away.")
         for line, name in enumerate(listed, start=1):
-            if not name:
-                continue
-            if name not in known:
-                raise DataError(f"{path}, line {line}: {name!r} is not in {Path(where).name}: correct or remove it.")
-            if name in split_of:
-                raise DataError(
-                    f"{path}, line {line}: {name!r} is already in the split {split_of[name]!r}: keep it in one."
+            row = row_of.get(name)
+            if row is None and name:
+                raise UserError(f"{path}, line {line}: {name!r} is not in {Path(table.where).name}: remove it.")
+            if row is not None:
+                if table.splits[row] is not None:
+                    other = table.splits[row]
+                    raise UserError(f"{path}, line {line}: {name!r} is already in the split {other!r}: keep one.")
+                table.splits[row] = split_name(split, str(path))
+    kept = [row for row, split in enumerate(table.splits) if split is not None]
+    if len(kept) < len(table.names):
+        logger.warning("%s: %d artworks are in no split and are left out.", table.where, len(table.names) - len(kept))
+    return table.select(kept)
+
+
+def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """The columns of a csv file with a header, and its lines: their number, and one string for each column."""
+    lines = csv_lines(path)
+    header = next(lines, (0, []))[1]
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has the column {twice!r} twice: rename or remove one.")
+
+    def records() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, cells in lines:
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}, line {number}: the row does not have one value for each column, but {len(cells)} for "
+                    f"{len(header)}; a value that holds a comma stands in quotation marks."
                 )
-            split_of[name] = SPLIT_NAMES[path.stem]
-    return split_of
+            yield number, dict(zip(header, cells, strict=True))
+
+    return header, records()
+
+
+def csv_lines(path: Path, skipinitialspace: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line that is not blank, and the line's number."""
+    with open(path, newline="", encoding="utf-8-sig") as file, _in_utf8(path):
+        reader = csv.reader(file, skipinitialspace=skipinitialspace)
+        while True:
+            where = f"{path}, line {reader.line_num + 1}"
+            with as_user_error(f"{where} cannot be read", "look for an unclosed quotation mark.", kinds=(csv.Error,)):
+                cells = next(reader, None)
+            if cells is None:
+                return
+            if any("\n" in cell for cell in cells):
+                number = reader.line_num
+                raise UserError(f"{path}, line {number}: a cell goes over several lines; close its quotation mark.")
+            if cells:
+                yield reader.line_num, cells
 
 
 def lines_of(path: Path) -> list[str]:
@@ -110,18 +135,15 @@ def lines_of(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    try:
+    with _in_utf8(path):
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    return DataError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.")
+def _in_utf8(path: Path) -> Any:
+    return as_user_error(f"{path} is not in UTF-8", "save it as UTF-8.", kinds=(UnicodeDecodeError,))
 
 
 def json_value(text: str, where: str) -> Any:
-    try:
+    # ValueError is also of a number with thousands of digits.
+    with as_user_error(f"{where} is not valid JSON", "correct it.", kinds=(ValueError, RecursionError)):
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number with thousands of digits
-        raise DataError(f"{where} is not valid JSON ({error}): correct it.") from error

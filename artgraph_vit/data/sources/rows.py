@@ -1,62 +1,35 @@
 """What every reader gives: raw rows, with the names of the labels and nothing decided yet.
 
-A raw row holds `image` (not decoded), one column a task (a name, a list of names, or None for unknown), `split`
-("train", "validation", "test" or None), `name`, by which errors call the artwork, and perhaps `stratum`. A reader of
-files fills an [`ArtworkTable`] with what it found, and [`rows_of_table`] makes rows of it by the rules all share.
+A raw row holds `image` (not decoded), `name`, by which errors call the artwork, `split` ("train", "validation", "test"
+or None), one column a task (a name, a list of names, or None for unknown), and perhaps `stratum`. A reader fills an
+[`ArtworkTable`] with what it found, and [`rows_of_table`] makes rows of it by the rules that all sources share: here
+alone is decided which label a cell means. What is wrong in a source is a [`UserError`] that names the file, line, row
+or column.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from transformers.utils import logging
 
-from ...errors import UserError
+from ...errors import UserError, as_user_error
 from ...model.tasks import ARTGRAPH_TASKS, MULTI_LABEL, SINGLE_LABEL, Task
+
+if TYPE_CHECKING:
+    from ..options import DataArguments
 
 logger = logging.get_logger(__name__)
 
+DataError = UserError
+
 OWN_COLUMNS = ("image", "name", "split", "stratum", "pixels")
 DEFAULT_STRATUM = "genre"
-MISSING_TASKS = ("error", "unknown")
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-
-Cell = str | Sequence[str | None] | None  # what a source says of one artwork and task
-
-
-class DataError(UserError):
-    """Something in the user's data is wrong; the message says what, where, and what to do."""
-
-
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How a source is read; [`load_artworks`] describes each."""
-
-    tasks: tuple[str | Task, ...] | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    unknown_labels: frozenset[str] = frozenset()
-    multi_label_tasks: frozenset[str] = frozenset()
-    label_separator: str | None = None
-    missing_tasks: str = "error"
-    stratify_by: str | None = None
-    renamed_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by column; a preset gives them
-    name_column: str | None = None  # of a dataset whose rows know what they are called
-
-    def __post_init__(self) -> None:
-        if self.missing_tasks not in MISSING_TASKS:
-            raise DataError(f"missing_tasks is {self.missing_tasks!r}: use {' or '.join(map(repr, MISSING_TASKS))}.")
-
-    def column_of(self, task: Task) -> str:
-        return self.columns.get(task.name, task.name)
+SPLIT_NAMES = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 
 
 @dataclass
@@ -65,164 +38,175 @@ class ArtworkTable:
 
     Args:
         where (`str`): how errors call the source.
-        names (`list[str]`): of the artworks.
-        pictures (`list[str]`): paths of files, as [`PictureFolder`] gives them.
+        names (`list[str]`): of the artworks; they change neither when rows move nor when their folder does.
+        places (`list[str]`): how errors call the rows, such as a file and line.
+        pictures (`list[str]` or `Dataset`): paths of files, or rows with an undecoded column `image`.
         splits (`list[str | None]`).
-        columns (`dict[str, list]`): what the source says: for each artwork a string, a list of strings, or None.
+        columns (`dict[str, Sequence]`): what the source says of each artwork: a string, a number, None, or a list of
+            these.
+        lists (`set[str]`): the columns that hold lists.
+        classes (`dict[str, list[str]]`): of columns that hold indices, the names that these lead to.
     """
 
     where: str
-    names: list[str]
-    pictures: list[str]
-    splits: list[str | None]
-    columns: dict[str, list]
+    names: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    pictures: Any = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+    columns: dict[str, Any] = field(default_factory=dict)
+    lists: set[str] = field(default_factory=set)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, place: str, name: str, picture: str, split: str | None, cells: Mapping[str, Any]) -> None:
+        """One artwork; its cells may lack columns that others have."""
+        for column in {**self.columns, **cells}:
+            cell = cells.get(column)
+            self.columns.setdefault(column, [None] * len(self.names)).append(cell)
+            if isinstance(cell, list):
+                self.lists.add(column)
+        self.places.append(place)
+        self.names.append(name)
+        self.pictures.append(picture)
+        self.splits.append(split)
+
+    def select(self, indices: Sequence[int]) -> ArtworkTable:
+        """Those artworks alone, of a table whose pictures are files."""
+
+        def of(values: Sequence) -> list:
+            return [values[index] for index in indices]
+
+        columns = {column: of(cells) for column, cells in self.columns.items()}
+        kept: dict[str, Any] = {name: of(getattr(self, name)) for name in ("names", "places", "pictures", "splits")}
+        return replace(self, columns=columns, **kept)
 
 
-def rows_of_table(table: ArtworkTable, options: ReadingOptions) -> tuple[Dataset, list[Task]]:
-    """Raw rows, and their tasks without labels."""
+def rows_of_table(
+    table: ArtworkTable, options: DataArguments, tasks: Sequence[str | Task] | None
+) -> tuple[Dataset, list[Task]]:
+    """Raw rows, and their tasks, without labels but for those given with labels."""
     if not table.names:
-        raise DataError(f"{table.where} has no rows: name an artwork in it.")
-    holds_lists = {name for name, cells in table.columns.items() if any(isinstance(cell, list) for cell in cells)}
-    tasks = choose_tasks(table.columns, table.where, options, dict.fromkeys(holds_lists, MULTI_LABEL))
-    labels: dict[str, list] = {}
-    for task in tasks:
-        cells = table.columns.get(options.column_of(task), [None] * len(table.names))
-        labels[task.name] = [
-            labels_of_cell(cell, task, options, f"{table.where}: {name!r}")
-            for cell, name in zip(cells, table.names, strict=True)
+        raise UserError(f"{table.where} has no rows: name an artwork in it.")
+    chosen = _choose_tasks(table, options, tasks)
+    values: dict[str, list] = {"name": table.names, "split": table.splits}
+    features: dict[str, Any] = {"name": Value("string"), "split": Value("string")}
+    for task in chosen:
+        column = options.column_of(task.name)
+        cells = table.columns[column][:] if column in table.columns else [None] * len(table.names)
+        values[task.name] = [
+            _labels_of_cell(cell, task, options, table.classes.get(column), place)
+            for cell, place in zip(cells, table.places, strict=True)
         ]
-    stratum_column = find_stratum_column(table.columns, table.where, options)
-    stratum = {"stratum": [str(cell or "") for cell in table.columns[stratum_column]]} if stratum_column else {}
-    values: dict[str, list] = {"name": table.names, "split": table.splits, **labels, **stratum}
-    _refuse_half_characters(values, table)
-    rows = Dataset.from_dict(
-        {"image": [{"path": path, "bytes": None} for path in table.pictures], **values},
-        features=Features({"image": Image(decode=False), **raw_features(tasks), **as_strings(stratum)}),
-    )
-    return rows, tasks
+        features[task.name] = List(Value("string")) if task.is_multi_label else Value("string")
+    stratum = _stratum_column(table, options)
+    if stratum is not None:
+        values["stratum"] = ["" if cell is None else str(cell) for cell in table.columns[stratum][:]]
+        features["stratum"] = Value("string")
+    pictures = table.pictures
+    if not isinstance(pictures, Dataset):
+        images = {"image": [{"path": path, "bytes": None} for path in pictures]}
+        pictures = Dataset.from_dict(images, features=Features({"image": Image(decode=False)}))
+    # JSON can write half a surrogate pair, which no table of strings can hold.
+    with as_user_error(f"{table.where} holds half a character", "correct it.", kinds=(UnicodeError,)):
+        rows = Dataset.from_dict(values, features=Features(features))
+    return concatenate_datasets([pictures, rows], axis=1), chosen
 
 
-def _refuse_half_characters(values: Mapping[str, list], table: ArtworkTable) -> None:
-    """JSON can write half a surrogate pair, which no file and no table of strings can hold."""
-    for column, cells in values.items():
-        for cell, name in zip(cells, table.names, strict=True):
-            for text in cell if isinstance(cell, list) else [cell or ""]:
-                if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                    raise DataError(
-                        f"{table.where}: {name!r} has the {column} {text!r}, which holds half a character: correct it."
-                    )
-
-
-def choose_tasks(
-    columns: Mapping | Sequence[str], where: str, options: ReadingOptions, found_types: Mapping[str, str]
-) -> list[Task]:
-    """The tasks to read from columns, of which `found_types` says what their values show them to be."""
-    defaults = {task.name: task for task in ARTGRAPH_TASKS}
-    wanted = {task if isinstance(task, str) else task.name: task for task in options.tasks or defaults}
-    for name in options.multi_label_tasks - wanted.keys():
-        raise DataError(f"multi_label_tasks names {name!r}, which is not among the tasks: add it to tasks.")
-    for name in options.columns:
-        if name not in wanted:
-            raise DataError(f"columns names {name!r}, which is not one of the tasks {', '.join(wanted)}.")
+def _choose_tasks(table: ArtworkTable, options: DataArguments, tasks: Sequence[str | Task] | None) -> list[Task]:
+    defaults = [task.name for task in ARTGRAPH_TASKS]
+    wanted = {task if isinstance(task, str) else task.name: task for task in tasks or defaults}
+    columns = ", ".join(table.columns)
+    for name in set(options.multi_label_tasks) - wanted.keys():
+        raise UserError(f"multi_label_tasks names {name!r}, which is not among the tasks: add it to tasks.")
+    for name in options.column_of_task.keys() - wanted.keys():
+        raise UserError(f"columns names {name!r}, which is not one of the tasks {', '.join(wanted)}.")
     chosen = []
     for name, given in wanted.items():
         if name in OWN_COLUMNS:
-            raise DataError(f"A task cannot be called {name!r}, as the rows' own columns are: choose another name.")
-        column = options.columns.get(name, name)
-        if column in columns:
-            found = MULTI_LABEL if name in options.multi_label_tasks else found_types.get(column, SINGLE_LABEL)
-        elif options.missing_tasks == "unknown" and (options.tasks or isinstance(given, Task)):
-            found = MULTI_LABEL if name in options.multi_label_tasks else ""
-        elif options.tasks or name in options.columns:
-            raise DataError(
-                f"{where} has no column {column!r} for the task {name!r}; its columns are {', '.join(columns)}."
-            )
-        else:
+            raise UserError(f"A task cannot be called {name!r}, as the rows' own columns are: choose another name.")
+        column = options.column_of(name)
+        if column not in table.columns and not (tasks and options.missing_tasks == "unknown"):
+            if tasks or name in options.column_of_task:
+                lacks = f"{table.where} has no column {column!r} for the task {name!r}"
+                raise UserError(f"{lacks}; its columns are {columns}.")
             continue
-        chosen.append(given if isinstance(given, Task) else _task(name, found, options))
-    lacking = [name for name in wanted if name not in {task.name for task in chosen}]
-    if chosen and lacking:
-        others = sorted(set(columns) - set(OWN_COLUMNS) - {options.column_of(task) for task in chosen})
-        unused = f", and the columns {', '.join(others)} are not read" if others else ""
-        logger.warning("%s has no %s%s: name what is called otherwise by columns.", where, ", ".join(lacking), unused)
+        is_multi_label = name in options.multi_label_tasks
+        chosen.append(given if isinstance(given, Task) else _task(name, is_multi_label, column in table.lists))
     if not chosen:
-        raise DataError(
-            f"{where} has none of the columns {', '.join(defaults)}; name its label columns by tasks or columns."
-        )
+        raise UserError(f"{table.where} has none of the columns {', '.join(defaults)}: see the option columns.")
+    lacking = [name for name in wanted if name not in {task.name for task in chosen}]
+    if lacking:
+        others = sorted(set(table.columns) - set(OWN_COLUMNS) - {options.column_of(task.name) for task in chosen})
+        unused = f", and the columns {', '.join(others)} are not read" if others else ""
+        logger.warning("%s has no %s%s: see the option columns.", table.where, ", ".join(lacking), unused)
     return chosen
 
 
-def _task(name: str, found: str, options: ReadingOptions) -> Task:
-    """A task of which only the name is known: ArtGraph's own of that name, or a new one of the type found."""
+def _task(name: str, is_multi_label: bool, has_lists: bool) -> Task:
+    """A task of which only the name is known: ArtGraph's own of that name, or a new one."""
     known = next((task for task in ARTGRAPH_TASKS if task.name == name), None)
     if known is None:
-        try:
-            return Task(name, found or SINGLE_LABEL)
-        except ValueError as error:  # a name that no head can have
-            raise DataError(f"{error} The column that it is read from may have any name: see columns.") from error
-    if name in options.multi_label_tasks and not known.is_multi_label:
+        with as_user_error(f"The task {name!r} cannot be", "its column may have any name, see columns."):
+            return Task(name, MULTI_LABEL if is_multi_label or has_lists else SINGLE_LABEL)
+    if is_multi_label and not known.is_multi_label:
         return replace(known, problem_type=MULTI_LABEL, rare="drop" if known.rare == "other" else known.rare)
     return known
 
 
-def labels_of_cell(cell: Cell, task: Task, options: ReadingOptions, where: str) -> str | list[str] | None:
+def _labels_of_cell(
+    cell: Any, task: Task, options: DataArguments, classes: Sequence[str] | None, place: str
+) -> str | list[str] | None:
     """The names that a cell holds, or None; several labels in a string are a JSON list, or joined by a separator."""
-    names: Sequence[str | None]
-    if cell is None:
-        return None
-    if not isinstance(cell, str):
-        names = cell
-    elif not task.is_multi_label:
-        names = [cell]
-    elif cell.startswith("["):
-        names = _json_list(cell, task, where)
-    else:
-        names = cell.split(options.label_separator or ", ")
-    stripped = (name.strip() for name in names if name is not None)
-    known = list(dict.fromkeys(name for name in stripped if name and name not in options.unknown_labels))
+    values: Iterable[Any] = cell if isinstance(cell, list) else [cell]
+    if isinstance(cell, str) and task.is_multi_label:
+        if cell.startswith("["):
+            kinds = (ValueError, RecursionError, TypeError)
+            with as_user_error(
+                f"{place}: the {task.name} begin like a JSON list and are none", "correct them.", kinds
+            ):
+                values = json.loads(cell)
+        else:
+            values = cell.split(options.label_separator or ", ")
+    names = (_name_of(value, task, classes, place) for value in values)
+    known = list(dict.fromkeys(name for name in names if name and name not in options.unknown_labels))
     if task.is_multi_label:
         return known or None
     if len(known) > 1:
-        raise DataError(
-            f"{where} has {len(known)} labels for the task {task.name!r}, which has one: {', '.join(known)}; "
+        raise UserError(
+            f"{place} has {len(known)} labels for the task {task.name!r}, which has one: {', '.join(known)}; "
             f"keep one, or name {task.name!r} in multi_label_tasks."
         )
     return known[0] if known else None
 
 
-def _json_list(cell: str, task: Task, where: str) -> list[str]:
-    try:
-        names = json.loads(cell)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: the {task.name} {cell!r} begin like a JSON list and are none ({error}): correct them."
-        ) from error
-    if not all(isinstance(name, str) for name in names):
-        raise DataError(f"{where}: the {task.name} {cell!r} hold something that is not a string: put it in quotes.")
-    return names
-
-
-def raw_features(tasks: Sequence[Task]) -> dict:
-    labels = {task.name: List(Value("string")) if task.is_multi_label else Value("string") for task in tasks}
-    return {"name": Value("string"), "split": Value("string"), **labels}
-
-
-def as_strings(columns: Mapping[str, list]) -> dict[str, Value]:
-    return dict.fromkeys(columns, Value("string"))
-
-
-def find_stratum_column(columns: Mapping | Sequence[str], where: str, options: ReadingOptions) -> str | None:
-    column = options.columns.get(options.stratify_by or "", options.stratify_by)
-    if column is not None and column in columns:
-        return column
-    if options.stratify_by not in (None, DEFAULT_STRATUM):
-        raise DataError(
-            f"{where} has no column {column!r} to stratify the split by; its columns are {', '.join(columns)}."
+def _name_of(value: Any, task: Task, classes: Sequence[str] | None, place: str) -> str | None:
+    """The name of one label as a source has it: text, a number, or an index of `classes`."""
+    if value is None or value != value:  # NaN, as which pandas writes a missing string
+        return None
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(
+            f"{place}: the {task.name} {value!r:.99} is no text, nor a list of texts: give names of labels."
         )
+    if classes is not None:
+        if value >= len(classes):
+            raise UserError(f"{place}: the label {value} is none of the {len(classes)} names: correct the dataset.")
+        return classes[int(value)].strip() if value >= 0 else None  # -1 is how the Hub writes a missing ClassLabel
+    return str(int(value)) if float(value).is_integer() else str(value)  # 3.0 is 3 where another row is missing
+
+
+def _stratum_column(table: ArtworkTable, options: DataArguments) -> str | None:
+    column = options.column_of(options.stratify_by)
+    if column in table.columns:
+        return column
+    if options.stratify_by != DEFAULT_STRATUM:
+        columns = ", ".join(table.columns)
+        raise UserError(f"{table.where} has no column {column!r} to stratify the split by; its columns are {columns}.")
     return None
 
 
-def split_name(value: object, where: str) -> str:
+def split_name(value: object, place: str) -> str:
+    """ "train", "validation" or "test", by a name that it has in a source."""
     if not isinstance(value, str) or value not in SPLIT_NAMES:
-        raise DataError(f"{where}: the split {value!r} is none of {', '.join(SPLIT_NAMES)}: use one of these.")
+        raise UserError(f"{place}: the split {value!r} is none of {', '.join(SPLIT_NAMES)}: use one of these.")
     return SPLIT_NAMES[value]

@@ -2,14 +2,18 @@
 
 import json
 
+import datasets
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from artgraph_vit.data import DataError, build_vocabulary, load_artworks
+from artgraph_vit.data import build_vocabulary
 from artgraph_vit.data.sources.prepared import VOCABULARY, is_prepared, write_vocabulary
+from artgraph_vit.data.streaming import StreamedSource
+from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL, Task
+from tests.data.loading import load
 
 ARTIST = Task("artist", SINGLE_LABEL, ("ada", "other", "zoë"), rare="other")
 TAGS = Task("tags", MULTI_LABEL, ("Tree", "静物"), rare="drop")
@@ -29,7 +33,7 @@ def prepared(folder, tasks=(ARTIST, TAGS)):
 
 
 def test_a_folder_brings_its_vocabulary(tmp_path):
-    rows, tasks = load_artworks(prepared(tmp_path / "data set"))
+    rows, tasks = load(prepared(tmp_path / "data set"))
     assert tasks == [ARTIST, TAGS]  # not the genre, which it was not prepared for
     assert rows["artist"][:] == ["ada", "bea"] * 2
     assert rows["split"][:] == ["train"] * 2 + ["test"] * 2
@@ -38,16 +42,16 @@ def test_a_folder_brings_its_vocabulary(tmp_path):
 
 def test_some_of_its_tasks_and_others(tmp_path):
     folder = prepared(tmp_path / "data")
-    assert load_artworks(folder, ["tags"])[1] == [TAGS]
+    assert load(folder, ["tags"])[1] == [TAGS]
     other = Task("artist", SINGLE_LABEL, ("ada", "bea"))
-    assert load_artworks(folder, [other])[1] == [other]  # the user's own, as for the labels of a model
-    with pytest.raises(DataError, match="was prepared without the task 'genre', with artist, tags: prepare it anew"):
-        load_artworks(folder, ["artist", "genre"])
-    assert load_artworks(folder, ["artist", "media"], missing_tasks="unknown")[1][0] == ARTIST
+    assert load(folder, [other])[1] == [other]  # the user's own, as for the labels of a model
+    with pytest.raises(UserError, match="was prepared without the task 'genre', with artist, tags: prepare it anew"):
+        load(folder, ["artist", "genre"])
+    assert load(folder, ["artist", "media"], missing_tasks="unknown")[1][0] == ARTIST
 
 
 def test_a_folder_without_vocabulary_has_its_labels_counted(tmp_path):
-    _, tasks = load_artworks(prepared(tmp_path / "data", tasks=None))
+    _, tasks = load(prepared(tmp_path / "data", tasks=None))
     assert [(task.name, task.labels) for task in tasks] == [("artist", ()), ("genre", ()), ("tags", ())]
 
 
@@ -68,8 +72,8 @@ def test_a_folder_without_vocabulary_has_its_labels_counted(tmp_path):
 def test_a_damaged_vocabulary(tmp_path, text):
     folder = prepared(tmp_path / "data")
     (folder / VOCABULARY).write_text(text)
-    with pytest.raises(DataError, match=VOCABULARY) as error:
-        load_artworks(folder)
+    with pytest.raises(UserError, match=VOCABULARY) as error:
+        load(folder)
     assert str(folder) in str(error.value)
 
 
@@ -77,7 +81,7 @@ def test_a_damaged_vocabulary(tmp_path, text):
 def test_a_vocabulary_of_somebody_else_is_none_of_a_prepared_dataset(tmp_path, text):
     folder = prepared(tmp_path / "data")
     (folder / VOCABULARY).write_text(text)
-    _, tasks = load_artworks(folder)
+    _, tasks = load(folder)
     assert [task.labels for task in tasks] == [()] * len(tasks)
     assert not is_prepared(str(folder))
 
@@ -93,8 +97,34 @@ def test_a_path_in_a_prepared_dataset_must_stay_in_its_folder(tmp_path):
     rows["image"] = [{"bytes": None, "path": str(secret)}] * count
     rows["name"] = [str(number) for number in range(count)]
     Dataset.from_dict(rows).cast_column("image", ImageFeature(decode=False)).to_parquet(shard)
-    with pytest.raises(DataError, match="lies outside"):
-        load_artworks(folder)
+    with pytest.raises(UserError, match="lies outside"):
+        load(folder)
+
+
+def test_the_order_of_a_stream_depends_on_the_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    label = ClassLabel(names=["a", "b"])
+    features = Features({"image": ImageFeature(decode=False), "name": Value("string"), "genre": label})
+    image = {"bytes": b"any", "path": None}
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        columns = {"image": [image] * 30, "name": [f"{split} {i}" for i in range(30)], "genre": [0, 1] * 15}
+        shard = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        Dataset.from_dict(columns, features=features).to_parquet(str(shard))
+    write_vocabulary(tmp_path, [Task("genre", SINGLE_LABEL, ("a", "b"))])
+    source = StreamedSource(str(tmp_path))
+    labels = source.labels()
+    assert labels["train"]["genre"][:] == [0, 1] * 15
+
+    def order(split: str, seed: int) -> list[str]:
+        stream = source.pictures(dict.fromkeys(labels, lambda columns: columns), labels, seed)[split]
+        return [row["name"] for row in stream]
+
+    assert order("train", 1) == order("train", 1) != order("train", 2)
+    assert sorted(order("train", 1)) == sorted(order("train", 2)) == sorted(labels["train"]["name"])
+    assert order("test", 1) == labels["test"]["name"][:]
+    with pytest.raises(UserError, match=r"The labels of genre in .* are not those of the model: do not stream it"):
+        StreamedSource(str(tmp_path), [Task("genre", SINGLE_LABEL, ("a", "c"))])
 
 
 PUSH = """
@@ -108,23 +138,23 @@ api.upload_file(path_or_fileobj=second.encode(), path_in_repo="vocabulary.json",
                 repo_type="dataset", revision="v2")
 """
 LOAD = """
-from artgraph_vit.data import load_artworks
+from tests.data.loading import load
 for name, revision in (("prepared", None), ("prepared", "v2"), ("plain", None)):
-    rows, tasks = load_artworks(f"tester/{name}", revision=revision)
+    rows, tasks = load(f"tester/{name}", dataset_revision=revision)
     results[f"{name} {revision}"] = [rows["artist"][:], rows["split"][:], {task.name: task.labels for task in tasks}]
 """
 FORGET = """
 import pathlib
 from huggingface_hub.constants import HF_HUB_CACHE
-from artgraph_vit.data.sources.prepared import with_kept_vocabulary
-from artgraph_vit.data.sources.rows import ReadingOptions
-kept = with_kept_vocabulary(ReadingOptions(), "tester/prepared", None)
+from artgraph_vit.data.sources.prepared import kept_vocabulary
+kept = kept_vocabulary("tester/prepared")
 for path in pathlib.Path(HF_HUB_CACHE).rglob("vocabulary.json"):
     path.unlink()
-results["forgotten"] = [with_kept_vocabulary(ReadingOptions(), "tester/prepared", None).tasks, kept.tasks[0].labels]
+results["forgotten"] = [kept_vocabulary("tester/prepared"), kept[0].labels]
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_brings_its_vocabulary_also_offline(hub, tmp_path):
     folders = {"prepared": prepared(tmp_path / "a"), "plain": prepared(tmp_path / "b", tasks=None)}
     second = json.dumps({"made_by": "artgraph_vit", "tasks": [Task("artist", SINGLE_LABEL, ("ada", "bea")).to_dict()]})
