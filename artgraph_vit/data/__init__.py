@@ -2,8 +2,8 @@
 
 from ..model.pictures import read_picture
 from .augmentation import Augmentation
-from .bad_pictures import find_bad_pictures, leave_out
 from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels
+from .checking import find_bad_pictures, leave_out
 from .sources import DataError, load_artworks
 from .splits import split_artworks
 from .streaming import StreamedArtworks
