@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,14 +178,16 @@ def _write_shards(
     total, left = sum(len(shard.rows) for shard in shards), sum(len(shards[number].rows) for number in missing)
     encoded = process_pictures(_batches(shards, missing), encoder, num_workers)
     with tqdm(total=total, initial=total - left, desc="Preparing", unit="picture", disable=not progress) as bar:
-        for number, group in groupby(encoded, key=lambda pair: pair[0][0].number):
-            results: list[EncodedPicture | Unreadable] = []
-            for batch, found in group:
-                if on_bad_image == "stop":
-                    _refuse_bad(batch, found)
-                results += found
-                bar.update(len(batch))
-            _write_shard(shards[number], results, encoder.suffix, *paths[number])
+        results: list[EncodedPicture | Unreadable] = []
+        for batch, found in encoded:
+            if on_bad_image == "stop":
+                _refuse_bad(batch, found)
+            results += found
+            bar.update(len(batch))
+            number = batch[0].number
+            if len(results) == len(shards[number].rows):
+                _write_shard(shards[number], results, encoder.suffix, *paths[number])
+                results = []
     return [outcome for _, record in paths for outcome in json.loads(record.read_text(encoding="utf-8"))]
 
 

@@ -104,6 +104,7 @@ def test_parquet_files_are_read_in_their_order(model_folder, parquet_folder, pip
     assert [row["name"] for row in rows_of(tmp_path / "part")][:2] == ["artwork 25", "artwork 26"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_no_picture_is_there_twice(model_folder, picture_folder, tmp_path):
     arguments = (model_folder, picture_folder, tmp_path / "out", "--batch_size", "1", "--shard_rows", "3")
     process = start(*arguments)
@@ -126,6 +127,7 @@ def test_a_killed_run_goes_on_and_no_picture_is_there_twice(model_folder, pictur
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()} == again
 
 
+@pytest.mark.slow
 def test_two_processes_divide_the_shards(model_folder, parquet_folder, tmp_path, monkeypatch):
     arguments = (model_folder, parquet_folder, tmp_path / "out", "--shard_rows", "7", "--num_workers", "0")
     numbers = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
@@ -247,6 +249,7 @@ def test_a_wrong_source_is_one_sentence(tmp_path, parquet_folder, monkeypatch, s
         open_pictures(source, **options)
 
 
+@pytest.mark.slow
 def test_processes_decode_what_one_decodes(pipe, encoded_pictures):
     pictures = [Picture(number, "", {"bytes": data, "path": None}) for number, data in enumerate(encoded_pictures)]
     decoder = PictureDecoder(PictureTransform(pipe.image_processor), with_thumbnails=True)
