@@ -24,8 +24,7 @@ from measure import arguments, compare, interleave, write_table
 from transformers import ViTImageProcessorPil
 from workload import TINY, VIT_B, make_model, now
 
-from artgraph_vit.serving.comparison import Probabilities
-from artgraph_vit.serving.onnx import export_onnx
+from artgraph_vit.serving.onnx import Probabilities, export_onnx
 
 TORCH, BFLOAT16 = "torch float32", "torch bfloat16"
 FLOAT32, INT8 = "onnxruntime float32", "onnxruntime int8"

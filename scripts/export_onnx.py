@@ -57,7 +57,7 @@ def main() -> None:
         (ExportArguments,), positionals=("model", "output"), description=(__doc__ or "").splitlines()[0]
     )
     require_onnx()
-    refuse_output(options.output)
+    refuse_output(Path(options.output))
     logging.disable_progress_bar()
     pictures = find_pictures(Path(options.pictures)) if options.pictures else paint_pictures()
     model, image_processor = load_model(options.model, options.revision)

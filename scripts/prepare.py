@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import datasets
+from transformers import AutoImageProcessor
 
 from artgraph_vit.data.options import DataArguments, choice, read_artworks
-from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.errors import UserError, as_user_error, run_script
 from artgraph_vit.preparing import prepare_dataset
 from artgraph_vit.preparing.dataset_card import DatasetCardOptions
 from artgraph_vit.preparing.encoding import PictureEncoder
 from artgraph_vit.publishing.push import push_dataset
-from artgraph_vit.training.arguments import ModelArguments
-from artgraph_vit.training.build import load_image_processor
 from artgraph_vit.training.options import parse_options
 
 
@@ -62,7 +61,10 @@ def main() -> None:
     if prepare.num_processes is not None and prepare.num_processes < 1:
         raise UserError(f"num_processes={prepare.num_processes}: use a whole number of at least 1.")
     datasets.disable_progress_bars()
-    exact_for = load_image_processor(ModelArguments(backbone=prepare.exact_for)) if prepare.exact_for else None
+    exact_for = None
+    if prepare.exact_for:
+        with as_user_error(f"The image processor of {prepare.exact_for!r} cannot be used"):
+            exact_for = AutoImageProcessor.from_pretrained(prepare.exact_for, trust_remote_code=False)
     rows, tasks = read_artworks(source)
     folder = Path(prepare.output_dir)
     report = prepare_dataset(

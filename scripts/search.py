@@ -45,7 +45,7 @@ def main() -> None:
     pipe = ArtGraphPipeline(model, image_processor)
     index = EmbeddingIndex.load(args.predictions, pipe)
     try:
-        vector = pipe.embed(args.picture)
+        vector = pipe.embed({"path": args.picture})  # a file, and never an address
     except ValueError as error:
         raise UserError(f"{args.picture}: {error}") from error
     for found in index.nearest(vector, args.k):

@@ -2,10 +2,10 @@
 
 from ..model.pictures import read_picture
 from .augmentation import Augmentation
-from .bad_pictures import find_bad_pictures, leave_out
 from .batches import ArtGraphCollator, PictureTransform, PixelNormalizer, with_pixels
+from .checking import find_bad_pictures, leave_out
 from .options import DataArguments, read_artworks
-from .sources import DataError, load_artworks
+from .sources import load_artworks
 from .streaming import StreamedArtworks
 from .vocabulary import build_vocabulary, encode_labels, known_row_count, label_counts
 
@@ -13,7 +13,6 @@ __all__ = [
     "ArtGraphCollator",
     "Augmentation",
     "DataArguments",
-    "DataError",
     "PictureTransform",
     "PixelNormalizer",
     "StreamedArtworks",

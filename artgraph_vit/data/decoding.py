@@ -1,141 +1,171 @@
-"""Pictures decoded and resized ahead of the model, by processes of their own: of one that dies one picture is lost."""
+"""`process_pictures`: the one pool of processes that decodes, for the check of a source, for prepare and for predict.
+
+Pictures come from anywhere, and a decoder in C may die of one: that costs the picture, not the run. Order is kept.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from io import BytesIO
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 
-from ..model.pictures import BadPictureError, read_picture
-from ..serving.source import Picture
-from .bad_pictures import DEADLY
-from .batches import PictureTransform
-from .workers import end_with_parent
+from ..model.pictures import BadPictureError
 
-THUMBNAIL = 128  # pixels of the longer side
-AHEAD = 4  # batches that a process has before it, unless they are many
+DEADLY = "the process that decodes it dies"
+AHEAD = 4  # batches that each process has before it, unless their pictures are large
 MAX_AHEAD = 256_000_000  # bytes of pictures that wait
+WORTH_A_PROCESS = 256  # pictures, since a process takes seconds to start
+
+Result = TypeVar("Result")
+
+
+class Picture(NamedTuple):
+    """A picture that is not read yet; `image` is what an undecoded `datasets.Image` holds: `bytes` or a `path`."""
+
+    number: int
+    name: str
+    image: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in the place of a result for a picture that cannot be read."""
+
+    reason: str
+
 
 Batch = Sequence[Picture]
+Function = Callable[[Mapping[str, Any]], Result]
 
 
-@dataclass(frozen=True)
-class DecodedPicture:
-    """Either `pixels`, uint8 `(3, H, W)`, and a thumbnail (a JPEG) if asked for; or `problem`, which says why not."""
-
-    pixels: np.ndarray | None = None
-    thumbnail: bytes | None = None
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class PictureDecoder:
-    """Makes [`DecodedPicture`]s as the model of an image processor takes them."""
-
-    transform: PictureTransform
-    with_thumbnails: bool = False
-
-    def __call__(self, pictures: Sequence[Picture]) -> list[DecodedPicture]:
-        return [self._decoded(picture.image) for picture in pictures]
-
-    def _decoded(self, image: dict[str, Any]) -> DecodedPicture:
-        try:
-            pixels = self.transform.pixels(image).numpy()
-            return DecodedPicture(pixels, _thumbnail(image) if self.with_thumbnails else None)
-        except BadPictureError as error:
-            return DecodedPicture(problem=error.reason)
-
-
-def _thumbnail(image: dict[str, Any]) -> bytes:
-    picture = read_picture(image, at_least=THUMBNAIL)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    file = BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
-def decode_ahead(
-    batches: Iterable[Batch], decoder: PictureDecoder, num_workers: int
-) -> Iterator[tuple[Batch, list[DecodedPicture]]]:
-    """Yields the batches in their order, each with its pictures decoded.
+def process_pictures(
+    batches: Iterable[Batch], function: Function[Result], num_workers: int
+) -> Iterator[tuple[Batch, list[Result | Unreadable]]]:
+    """Applies a function to the `image` of each picture.
 
     Args:
-        batches (`Iterable[Sequence[Picture]]`).
-        decoder ([`PictureDecoder`]).
-        num_workers (`int`): processes; with 0 this one decodes.
+        batches (`Iterable[Sequence[Picture]]`): read no further ahead than the processes need.
+        function (`Callable`): may raise `BadPictureError`; is pickled, once for each process.
+        num_workers (`int`): processes, which start with the first batch; with 0 this one does the work.
+
+    Yields:
+        The batches in their order, each with a list of results: what the function returned, or [`Unreadable`].
     """
     if num_workers == 0:
-        yield from ((batch, decoder(batch)) for batch in batches)
+        for batch in batches:
+            yield batch, _results(function, [picture.image for picture in batch])
         return
+    many, one = _Pool(function, num_workers), _Pool(function, 1)
     waiting: deque[tuple[Batch, Future]] = deque()
-    pool = _pool(num_workers)
+
+    def next_result() -> tuple[Batch, list[Result | Unreadable]]:
+        batch, future = waiting.popleft()
+        try:
+            return batch, future.result()
+        except BrokenProcessPool:  # a process died, perhaps at one of these
+            return batch, [_result_alone(one, picture) for picture in batch]
+
     try:
         for batch in batches:
-            try:
-                future = pool.submit(decoder, batch)
-            except BrokenProcessPool:  # all that waits is broken too, and decoded below
-                pool.shutdown()
-                pool = _pool(num_workers)
-                future = pool.submit(decoder, batch)
-            waiting.append((batch, future))
+            waiting.append((batch, many.submit([picture.image for picture in batch])))
             while len(waiting) > AHEAD * num_workers or sum(_bytes_in(batch) for batch, _ in waiting) > MAX_AHEAD:
-                batch, future = waiting.popleft()
-                yield batch, _result(batch, future, decoder)
-        for batch, future in waiting:
-            yield batch, _result(batch, future, decoder)
+                yield next_result()
+        while waiting:
+            yield next_result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        many.close()
+        one.close()
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    # "spawn": a fork of a process that already runs torch's threads can hang.
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit: Ctrl-C is for this one
-    try:
-        for _ in range(num_workers):
-            pool.submit(_begin_all)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return pool
+def default_workers(pictures: int, num_processes: int | None = None) -> int:
+    """For how many `num_workers` so many pictures are enough: `num_processes`, by default one a core."""
+    num_processes = num_processes or min(os.cpu_count() or 1, pictures // WORTH_A_PROCESS)
+    return num_processes if num_processes > 1 else 0
 
 
-def _begin_all() -> None:
-    """A first task for each process, so that all are started."""
+class _Pool:
+    """Processes that start with the first task, and anew after one of them has died."""
+
+    def __init__(self, function: Function, num_workers: int):
+        self.function, self.num_workers = function, num_workers
+        self.executor: ProcessPoolExecutor | None = None
+
+    def submit(self, images: list[Mapping[str, Any]]) -> Future:
+        try:
+            return (self.executor or self._start()).submit(_results_in_worker, images)
+        except BrokenProcessPool:
+            self.close()
+            return self._start().submit(_results_in_worker, images)
+
+    def _start(self) -> ProcessPoolExecutor:
+        # "spawn": a fork of a process that already runs torch's threads can hang.
+        executor = ProcessPoolExecutor(
+            self.num_workers, get_context("spawn"), initializer=_begin, initargs=(self.function,)
+        )
+        # Ctrl-C is for this process alone, also while the others start.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for _ in range(self.num_workers):
+                executor.submit(_results_in_worker, [])
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.executor = executor
+        return executor
+
+    def close(self) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    end_with_parent()
+_function: Function  # of a worker
+
+
+def _begin(function: Function) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Else a worker whose parent was killed would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _results_in_worker(images: list[Mapping[str, Any]]) -> list:
+    return _results(_function, images)
+
+
+def _results(function: Function[Result], images: list[Mapping[str, Any]]) -> list[Result | Unreadable]:
+    results: list[Result | Unreadable] = []
+    for image in images:
+        try:
+            results.append(function(image))
+        except BadPictureError as error:
+            results.append(Unreadable(error.reason))
+    return results
+
+
+def _result_alone(pool: _Pool, picture: Picture) -> Any:
+    try:
+        return pool.submit([picture.image]).result()[0]
+    except BrokenProcessPool:
+        return Unreadable(DEADLY)
 
 
 def _bytes_in(batch: Batch) -> int:
     return sum(len(picture.image.get("bytes") or b"") for picture in batch)
-
-
-def _result(batch: Batch, future: Future, decoder: PictureDecoder) -> list[DecodedPicture]:
-    try:
-        return future.result()
-    except BrokenProcessPool:  # a decoder killed its process, perhaps at one of these
-        return list(_one_by_one(batch, decoder))
-
-
-def _one_by_one(batch: Batch, decoder: PictureDecoder) -> Iterator[DecodedPicture]:
-    pool = _pool(1)
-    for picture in batch:
-        try:
-            yield from pool.submit(decoder, [picture]).result()
-        except BrokenProcessPool:
-            pool.shutdown()
-            pool = _pool(1)
-            yield DecodedPicture(problem=DEADLY)
-    pool.shutdown()

@@ -1,7 +1,4 @@
-"""One picture, as it is stored: checked, upright, RGB, and no larger than needed; and by what it is known again.
-
-Each is computed by itself, so that all cores can work on it.
-"""
+"""One picture, as it is stored: checked, upright, RGB, and no larger than needed; and by what it is known again."""
 
 from __future__ import annotations
 
@@ -12,12 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.batches import PictureTransform, encode_exact, exact_mark, size_to_decode
-from ..model.pictures import BadPictureError, read_picture
+from ..model.pictures import read_picture
 
 THUMBNAIL = (17, 16)  # width, height: 16 steps a line for 16 lines (duplicates.py)
 
@@ -27,16 +23,14 @@ class EncodedPicture:
     """A picture as it is stored.
 
     Args:
-        data (`bytes`): a JPEG, or a PPM of exact pixels; empty if the picture cannot be read.
-        problem (`str`, *optional*): why it cannot be read.
+        data (`bytes`): a JPEG, or a PPM of exact pixels.
         digest (`str`): sha256 of `data`, the same for two pictures of the same pixels.
         thumbnail (`bytes`): 16 x 17 grey values.
     """
 
-    data: bytes = b""
-    problem: str | None = None
-    digest: str = ""
-    thumbnail: bytes = b""
+    data: bytes
+    digest: str
+    thumbnail: bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,9 @@ class PictureEncoder:
         exact_for (`BaseImageProcessor`, *optional*): store the pixels that this image processor gives, and nothing
             else, in place of a JPEG.
         jpeg_scale (`str`): as of [`PictureTransform`]; in its terms the shorter side is what the model takes.
+
+    Raises:
+        BadPictureError: when it is called, if the picture cannot be read.
     """
 
     size: int
@@ -77,22 +74,19 @@ class PictureEncoder:
         return ".jpg" if self.exact_for is None else ".ppm"
 
     def __call__(self, image: Mapping[str, Any]) -> EncodedPicture:
-        try:
-            if self.exact_for is not None:
-                pixels = self._transform.pixels(image).permute(1, 2, 0).numpy()  # (H, W, 3)
-                return self._encoded(encode_exact(pixels, self._transform.exact_mark), Image.fromarray(pixels))
-            picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
-        except BadPictureError as error:
-            return EncodedPicture(problem=error.reason)
+        if self.exact_for is not None:
+            pixels = self._transform.pixels(image).permute(1, 2, 0).numpy()  # (H, W, 3)
+            return _encoded(encode_exact(pixels, self._transform.exact_mark), Image.fromarray(pixels))
+        picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
         shorter = min(picture.size)
         if shorter > self.size:
             width, height = (max(1, round(side * self.size / shorter)) for side in picture.size)
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=90)
-        return self._encoded(file.getvalue(), picture)
+        return _encoded(file.getvalue(), picture)
 
-    @staticmethod
-    def _encoded(data: bytes, picture: Image.Image) -> EncodedPicture:
-        thumbnail = picture.convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
-        return EncodedPicture(data, None, hashlib.sha256(data).hexdigest(), np.asarray(thumbnail).tobytes())
+
+def _encoded(data: bytes, picture: Image.Image) -> EncodedPicture:
+    thumbnail = picture.convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
+    return EncodedPicture(data, hashlib.sha256(data).hexdigest(), thumbnail.tobytes())

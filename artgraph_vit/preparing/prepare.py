@@ -1,7 +1,8 @@
 """`prepare_dataset`: shards, vocabulary, report and card of a dataset, in one folder that training reads.
 
-The folder of a run that was stopped holds `.unfinished/` with the plan and what is done; a run goes on only with the
-same plan, which is all that the bytes depend on, and the files are the same bytes as if it had not been stopped.
+A shard is a fixed stretch of the rows of a split. The folder of a run that was stopped holds `.unfinished/` with the
+plan, which is all that the bytes depend on, and for each whole shard what became of its rows; a run goes on only with
+the same plan, and its files are the same bytes as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -10,27 +11,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, Features, Image
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..data.decoding import Batch, Picture, Unreadable, default_workers, process_pictures
 from ..data.sources.prepared import UNFINISHED, write_vocabulary
-from ..data.splits import SHARES
-from ..errors import UserError
+from ..data.splits import SHARES, divide_by_split
+from ..errors import UserError, as_user_error
 from ..files import atomic_write, folder_lock, writing
 from ..model.tasks import Task
 from .dataset_card import DatasetCardOptions, write_dataset_card
 from .duplicates import exact_duplicates, near_duplicates
-from .encoding import PictureEncoder
-from .shards import plan_shards, write_shards
+from .encoding import EncodedPicture, PictureEncoder
 
 logger = logging.get_logger(__name__)
 
 REPORT = "report.json"
+BATCH = 16  # pictures that a process gets at a time
 _WRITERS = ("datasets", "Pillow", "pyarrow", "transformers")  # other versions may write other bytes
 
 
@@ -53,7 +56,7 @@ def prepare_dataset(
         folder (`Path`): empty, or left by such a run.
         encoder ([`PictureEncoder`]): makes what is stored of a picture.
         card ([`DatasetCardOptions`]): what the card says that the data does not.
-        num_processes (`int`, *optional*, defaults to the number of cores).
+        num_processes (`int`, *optional*): by default one a core, but no more than one for 256 pictures.
         on_bad_image (`str`, *optional*, defaults to `"skip"`): `"skip"` leaves pictures out that cannot be read,
             `"stop"` ends the run at the first.
         progress (`bool`, *optional*, defaults to `True`): show progress bars.
@@ -71,9 +74,9 @@ def prepare_dataset(
         report = _finished(folder)
         if report is None:
             work = _begin(folder, plan)
-            outcomes = write_shards(
-                plan_shards(rows, shard_rows), encoder, folder / "data", work, num_processes, on_bad_image, progress
-            )
+            shards = plan_shards(rows, shard_rows)
+            num_workers = default_workers(len(rows), num_processes)
+            outcomes = _write_shards(shards, encoder, folder, work, num_workers, on_bad_image, progress)
             good = [outcome for outcome in outcomes if "problem" not in outcome]
             _refuse_missing_split([outcome["split"] for outcome in good], "has no picture that can be read")
             report = {"plan": plan, "stored": encoder.description, **_report(outcomes, good, progress)}
@@ -86,11 +89,11 @@ def prepare_dataset(
         else:
             logger.warning("%s is prepared already; its card is written anew.", folder)
         write_dataset_card(folder, rows, tasks, report, card)
-        _finish(folder, report)
+        with atomic_write(folder / REPORT) as part:  # the report comes last: where it is, all is
+            part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if (folder / UNFINISHED).exists():
+            shutil.rmtree(folder / UNFINISHED)
     return report
-
-
-# ---- going on, and being done ----
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
@@ -98,47 +101,26 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     path = folder / REPORT
     if not path.is_file():
         return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(report, dict):
-            raise ValueError("it holds no object")
-        return report
-    except ValueError as error:
-        raise UserError(f"{path} is no report of a prepared dataset ({error}): choose another folder.") from error
+    with as_user_error(f"{path} is no report of a prepared dataset", "choose another folder."):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _begin(folder: Path, plan: str) -> Path:
     """The work folder, which holds the plan as long as there is no report."""
-    work, beginning = folder / UNFINISHED, folder / f"{UNFINISHED}.part"
+    work = folder / UNFINISHED
     plan = "\n".join([plan, *(f"{name} {version(name)}" for name in _WRITERS)])
-    if beginning.exists():
-        shutil.rmtree(beginning)  # its run was stopped before it began
-    if work.is_dir():
-        if (work / "plan").read_text() != plan:
-            raise UserError(
-                f"{folder} was begun from other data, with other options or with other versions of the libraries: "
-                "choose another folder, or delete it."
-            )
-        return work
-    if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no dataset that was begun here: choose another folder.")
-    beginning.mkdir()
-    with atomic_write(beginning / "plan") as part:
-        part.write_text(plan)
-    beginning.rename(work)
+    if not (work / "plan").is_file():
+        if any(path != work for path in folder.iterdir()):
+            raise UserError(f"{folder} is not empty and no dataset that was begun here: choose another folder.")
+        work.mkdir(exist_ok=True)
+        with atomic_write(work / "plan") as part:
+            part.write_text(plan)
+    elif (work / "plan").read_text() != plan:
+        raise UserError(
+            f"{folder} was begun from other data, with other options or with other versions of the libraries: choose "
+            "another folder, or delete it."
+        )
     return work
-
-
-def _finish(folder: Path, report: dict[str, Any]) -> None:
-    """The report comes last: where it is, all is. The work folder goes then, in one step before its files do."""
-    with atomic_write(folder / REPORT) as part:
-        part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    work, done = folder / UNFINISHED, folder / f"{UNFINISHED}.done"
-    if done.exists():
-        shutil.rmtree(done)
-    if work.exists():
-        work.rename(done)
-        shutil.rmtree(done)
 
 
 def _plan(rows: Dataset, tasks: Sequence[Task], encoder: PictureEncoder, shard_rows: int) -> str:
@@ -155,6 +137,96 @@ def _plan(rows: Dataset, tasks: Sequence[Task], encoder: PictureEncoder, shard_r
             row["image"] = stat and [stat.st_size, stat.st_mtime_ns]
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+# ---- shards ----
+
+
+class Shard(NamedTuple):
+    """A file of a split, and the rows that it is made of, whether or not their pictures can be read."""
+
+    name: str
+    split: str
+    rows: Dataset
+
+
+def plan_shards(rows: Dataset, shard_rows: int) -> list[Shard]:
+    """The shards of all splits, of at most `shard_rows` rows each."""
+    shards = []
+    for split, part in divide_by_split(rows).items():
+        starts = range(0, len(part), shard_rows)
+        for number, start in enumerate(starts):
+            stretch = part.select(range(start, min(start + shard_rows, len(part))))
+            shards.append(Shard(f"{split}-{number:05d}-of-{len(starts):05d}", str(split), stretch))
+    return shards
+
+
+def _write_shards(
+    shards: Sequence[Shard],
+    encoder: PictureEncoder,
+    folder: Path,
+    work: Path,
+    num_workers: int,
+    on_bad_image: str,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Writes those that are not there yet; returns for each row of each shard `name`, `split`, and either `problem`,
+    or `digest` and `thumbnail` (in hex), which the work folder keeps."""
+    (folder / "data").mkdir(exist_ok=True)
+    paths = [(folder / "data" / f"{shard.name}.parquet", work / f"{shard.name}.json") for shard in shards]
+    missing = [number for number, files in enumerate(paths) if not all(file.is_file() for file in files)]
+    total, left = sum(len(shard.rows) for shard in shards), sum(len(shards[number].rows) for number in missing)
+    encoded = process_pictures(_batches(shards, missing), encoder, num_workers)
+    with tqdm(total=total, initial=total - left, desc="Preparing", unit="picture", disable=not progress) as bar:
+        results: list[EncodedPicture | Unreadable] = []
+        for batch, found in encoded:
+            if on_bad_image == "stop":
+                _refuse_bad(batch, found)
+            results += found
+            bar.update(len(batch))
+            number = batch[0].number
+            if len(results) == len(shards[number].rows):
+                _write_shard(shards[number], results, encoder.suffix, *paths[number])
+                results = []
+    return [outcome for _, record in paths for outcome in json.loads(record.read_text(encoding="utf-8"))]
+
+
+def _batches(shards: Sequence[Shard], numbers: Iterable[int]) -> Iterator[Batch]:
+    """Pictures that have the number of their shard; no batch holds those of two."""
+    for number in numbers:
+        for rows in shards[number].rows.select_columns(["name", "image"]).iter(BATCH):
+            yield [Picture(number, *pair) for pair in zip(rows["name"], rows["image"], strict=True)]
+
+
+def _refuse_bad(batch: Batch, results: Sequence[EncodedPicture | Unreadable]) -> None:
+    for picture, result in zip(batch, results, strict=True):
+        if isinstance(result, Unreadable):
+            raise UserError(
+                f"The picture {picture.name!r} cannot be read ({result.reason}): mend it, or pass on_bad_image=skip "
+                "to leave such pictures out."
+            )
+
+
+def _write_shard(
+    shard: Shard, results: Sequence[EncodedPicture | Unreadable], suffix: str, path: Path, record: Path
+) -> None:
+    stored: list[dict[str, Any]] = []
+    outcomes: list[dict[str, str]] = []
+    kept = []
+    for index, (name, result) in enumerate(zip(shard.rows["name"][:], results, strict=True)):
+        about = {"name": name, "split": shard.split}
+        if isinstance(result, Unreadable):
+            outcomes.append({**about, "problem": result.reason})
+            continue
+        kept.append(index)
+        stored.append({"bytes": result.data, "path": f"{Path(name).stem}{suffix}"})
+        outcomes.append({**about, "digest": result.digest, "thumbnail": result.thumbnail.hex()})
+    labels = shard.rows.select(kept).remove_columns("image")
+    features = Features({"image": Image(), **labels.features})
+    with atomic_write(path) as part:
+        Dataset.from_dict({"image": stored, **labels.to_dict()}, features=features).to_parquet(part)
+    with atomic_write(record) as part:
+        part.write_text(json.dumps(outcomes, ensure_ascii=False), encoding="utf-8")
 
 
 def _report(outcomes: list[dict], good: list[dict], progress: bool) -> dict[str, Any]:

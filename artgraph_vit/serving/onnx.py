@@ -8,9 +8,9 @@ a path of the machine that made it. onnx, onnxruntime and onnxscript are importe
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,19 +20,39 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
 from .. import __version__
-from ..errors import UserError
+from ..data import PixelNormalizer
+from ..errors import UserError, one_line
+from ..files import writing
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..model.tasks import OTHER, THRESHOLD
-from .comparison import EMBEDDING, PIXELS, Comparison, Probabilities, compare_onnx
-from .preprocessing import describe_preprocessing
+from ..model.tasks import OTHER, THRESHOLD, label_scores
 
+PIXELS, EMBEDDING = "pixel_values", "embedding"
 MAX_DIFFERENCE = 1e-4  # of a probability or an entry of the embedding, between onnxruntime and torch
 MAX_WEIGHTS = 1_900_000_000  # bytes: a file of ONNX ends at 2 GiB; beyond, the weights stand in a second one
+MAX_LEVELS = 2  # of 255: two libraries that resize with the same filter round differently, and no more
+
+
+@dataclass
+class Comparison:
+    """How a file in onnxruntime compares with the model in torch.
+
+    Args:
+        pictures (`int`): how many were compared.
+        difference (`float`): the largest, of all probabilities and entries of the embedding.
+        agreement (`dict[str, float]`): for a single-label task the share of pictures whose best label is the same, for
+            a multi-label task the share of the decisions for or against a label.
+    """
+
+    pictures: int
+    difference: float
+    agreement: dict[str, float]
 
 
 @dataclass
@@ -63,9 +83,8 @@ def require_onnx() -> None:
             ) from error
 
 
-def refuse_output(path: str | Path) -> None:
+def refuse_output(path: Path) -> None:
     """Raises a `UserError` if a file cannot be written there, which is better known before the work than after it."""
-    path = Path(path)
     if path.suffix != ".onnx":
         raise UserError(f"{str(path)!r} is no name for an ONNX file: let it end in .onnx.")
     if path.is_dir():
@@ -112,8 +131,9 @@ def export_onnx(
     if batches is None:
         random = torch.Generator().manual_seed(0)
         batches = [torch.randn(size, *shape, generator=random) for size in (1, 3)]
-    with _folder_beside(path) as folder:
-        written = folder / path.name
+    # Made in a folder on the same disk, so that files take their names at once.
+    with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
         is_large = _write_float32(module, shape, written, metadata)
         files = [_checked(written, "float32", module, batches)]
         if int8:
@@ -123,6 +143,58 @@ def export_onnx(
         for file in files:
             file.path = _take_name(file.path, path.parent)
     return files
+
+
+class Probabilities(nn.Module):
+    """The model as it is exported: a float32 copy on the CPU, which gives `output_names`' tensors as a tuple."""
+
+    def __init__(self, model: ArtGraphViTForImageClassification):
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().float()
+        self.tasks = list(model.config.tasks)
+        self.output_names = [*(task.name for task in self.tasks), EMBEDDING]
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """From float32 `(B, 3, H, W)` to float32 `(B, C)` of each task, and `(B, hidden_size)` of length 1."""
+        output = self.model(pixel_values=pixel_values)
+        probabilities = [label_scores(output.logits[task.name], task) for task in self.tasks]
+        return *probabilities, nn.functional.normalize(output.pooled, dim=-1)
+
+
+@torch.no_grad()
+def compare_onnx(
+    path: str | Path, model: ArtGraphViTForImageClassification | Probabilities, batches: Sequence[Tensor]
+) -> Comparison:
+    """Runs a file and the model it was made of on the same pixels; refuses nothing.
+
+    Args:
+        path (`str` or `Path`).
+        model ([`ArtGraphViTForImageClassification`] or [`Probabilities`]).
+        batches (`Sequence[Tensor]`): float32 `(B, 3, H, W)` each, of any sizes B.
+    """
+    module = model if isinstance(model, Probabilities) else Probabilities(model)
+    session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = module.output_names
+    parts = [session.run(names, {PIXELS: pixels.numpy()}) for pixels in batches]
+    given = {name: torch.cat([torch.from_numpy(part[i]) for part in parts]) for i, name in enumerate(names)}
+    outputs = [module(pixels) for pixels in batches]
+    expected = {name: torch.cat([output[i] for output in outputs]) for i, name in enumerate(names)}
+    agreement = {}
+    for task in module.tasks:
+        one, other = given[task.name], expected[task.name]  # (pictures, C)
+        if task.is_multi_label:
+            threshold = torch.tensor(module.model.config.thresholds.get(task.name, THRESHOLD))
+            same = (one > threshold) == (other > threshold)
+        else:
+            same = one.argmax(-1) == other.argmax(-1)
+        agreement[task.name] = same.double().mean().item()
+    differences = [(given[name] - expected[name]).abs().max().item() for name in names]
+    # Not a number if one of them is none.
+    return Comparison(sum(map(len, batches)), float(np.max(differences)), agreement)
+
+
+# ---- metadata ----
 
 
 def make_metadata(model: ArtGraphViTForImageClassification, image_processor: BaseImageProcessor) -> dict[str, str]:
@@ -145,12 +217,76 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
         elif task.rare == OTHER and OTHER in task.labels:
             entry["other_label"] = OTHER
         tasks.append(entry)
+    source = str(model.config.name_or_path or "")
+    if source and (Path(source).exists() or Path(source).is_absolute()):
+        source = Path(source).resolve().name  # where a folder stands is nobody's business
     return {
         "tasks": json.dumps(tasks, ensure_ascii=False),
         "preprocessing": json.dumps(describe_preprocessing(image_processor)),
         "artgraph_vit_version": __version__,
-        "source_model": _public_name(str(model.config.name_or_path or "")),
+        "source_model": source,
     }
+
+
+def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any]:
+    """An image processor in words that need no transformers.
+
+    Returns:
+        `resize`: `{"height", "width"}`, or `{"shortest_edge"}`, where the other edge keeps the ratio, rounded down;
+        `resample`: the filter, as Pillow names it; `crop`: `{"height", "width"}` of the centre, the size that the
+        model takes; `rescale_factor`, `mean`, `std`: pixels are multiplied by the first, then lose `mean`, then are
+        divided by `std`, both three numbers.
+
+    Raises:
+        UserError: if pixels made after these words are not those of the image processor.
+    """
+    processor: Any = image_processor
+    size: Any = getattr(processor, "size", None) or {}
+    edge, crop_pct = size.get("shortest_edge"), getattr(processor, "crop_pct", None)
+    resize = {"shortest_edge": edge} if edge else {name: size.get(name) for name in ("height", "width")}
+    if edge and crop_pct:  # ConvNeXt's: a margin is cropped off small pictures, large ones are squeezed
+        resize = {"shortest_edge": int(edge / crop_pct)} if edge < 384 else {"height": edge, "width": edge}
+    factor, *mean_std = PixelNormalizer(image_processor).settings()
+    noise = np.random.default_rng(0)  # in which a shift or another filter shows at once
+    try:
+        resample = Image.Resampling(getattr(processor, "resample", None) or Image.Resampling.BILINEAR).name
+        probes = [
+            Image.fromarray(noise.integers(0, 256, (*sides, 3), dtype=np.uint8)) for sides in ((97, 61), (403, 640))
+        ]
+        made = [np.asarray(processor(probe, return_tensors="pt")["pixel_values"][0]) for probe in probes]
+        crop = dict(zip(("height", "width"), made[0].shape[1:], strict=True))
+        description = {"resize": resize, "resample": resample, "crop": crop, "rescale_factor": factor}
+        description |= {"mean": mean_std[:3], "std": mean_std[3:]}
+        levels = [
+            np.abs(preprocess(description, probe) - pixels) * np.reshape(mean_std[3:], (3, 1, 1)) / factor
+            for probe, pixels in zip(probes, made, strict=True)
+        ]
+        is_described = max(difference.max() for difference in levels) <= MAX_LEVELS
+    except (ValueError, TypeError):  # another shape, a size of other names, a filter that Pillow does not know
+        is_described = False
+    if not is_described:
+        raise UserError(
+            f"{type(image_processor).__name__} does more or less than to resize, crop the centre, rescale and "
+            "normalise, which the file's metadata could not say: export a model with another image processor."
+        )
+    return description
+
+
+def preprocess(description: dict[str, Any], picture: Image.Image) -> np.ndarray:
+    """Pixels of an RGB picture after the words of [`describe_preprocessing`], float32 `(3, H, W)`."""
+    edge, crop = description["resize"].get("shortest_edge"), description["crop"]
+    width, height = description["resize"].get("width"), description["resize"].get("height")
+    if edge:
+        width, height = (edge * side // min(picture.size) for side in picture.size)
+    resized = picture.resize((width, height), Image.Resampling[description["resample"]])
+    left, top = (width - crop["width"]) // 2, (height - crop["height"]) // 2
+    cropped = resized.crop((left, top, left + crop["width"], top + crop["height"]))
+    pixels = np.asarray(cropped) * description["rescale_factor"]  # (H, W, 3)
+    normalised = (pixels - np.asarray(description["mean"])) / np.asarray(description["std"])
+    return normalised.astype(np.float32).transpose(2, 0, 1)  # (3, H, W)
+
+
+# ---- files ----
 
 
 def _checked(path: Path, weights: str, module: Probabilities, batches: Sequence[Tensor]) -> ExportedFile:
@@ -167,9 +303,8 @@ def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, meta
     """Returns whether the weights stand in a second file, since one cannot hold so many."""
     pixels = torch.zeros(2, *shape)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             module(pixels)
-        with _quiet():
             program: Any = torch.onnx.export(
                 module,
                 (pixels,),
@@ -179,8 +314,7 @@ def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, meta
                 dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}},
             )
     except Exception as error:  # a backbone's own, or one of the many kinds of the exporter's
-        reason = str(error.__cause__ or error).strip() or type(error).__name__
-        raise UserError(f"The model cannot be exported to ONNX: {reason.splitlines()[0]}") from error
+        raise UserError(f"The model cannot be exported to ONNX: {one_line(error.__cause__ or error)}") from error
     graph = program.model.graph
     for node in graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
@@ -213,21 +347,6 @@ def _write_int8(path: Path, smaller: Path, is_large: bool) -> None:
         )
 
 
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """A folder on the same disk, so that files made in it take their names at once; gone in the end."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}; choose another place."
-        ) from error
-
-
 def _take_name(written: Path, folder: Path) -> Path:
     path = folder / written.name
     data = path.with_name(f"{path.name}.data")
@@ -241,12 +360,6 @@ def _take_name(written: Path, folder: Path) -> Path:
 
 def _with_data(path: Path) -> list[Path]:
     return [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
-
-
-def _public_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a folder the last part, since where it stands is nobody's business."""
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if name_or_path and (path.exists() or path.is_absolute()) else name_or_path
 
 
 @contextmanager

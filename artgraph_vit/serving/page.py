@@ -2,11 +2,15 @@
 
 Each event computes from the uploaded file anew, so that no user can be shown what belongs to another. Pictures come
 from strangers: they are decoded by `read_picture` alone, no address is fetched for them, the browser is told to load
-nothing from elsewhere, and what was uploaded is deleted after an hour.
+nothing from elsewhere, and what was uploaded is deleted after an hour. Task names, labels and artworks' names are
+whatever a checkpoint or an index holds, so each text is escaped.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import re
 import signal
@@ -25,14 +29,17 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from torch import Tensor
 
-from ..errors import UserError
+from ..data.demo import paint_artwork
+from ..errors import as_user_error
+from ..model.museum_label import describe, listed
 from ..model.pictures import BadPictureError, read_picture
 from ..model.pipeline_artgraph_vit import ArtGraphPipeline
+from ..model.tasks import Task
 from .attention import attention_map, overlay
-from .html import CSS, NONE, TITLE, answer_html, heading, hint, nearest_html
 
 MAX_UPLOAD = "20mb"
-SHOWN_SIDE = 800  # pixels of the longer side of the heat map, at most
+SHOWN_SIDE = 800  # pixels of the longer side of the heat map
+THUMBNAIL = 160  # pixels of the longer side of a near artwork
 NEIGHBOURS = 8
 AT_ONCE = 2  # pictures in work; others wait in the queue
 MOST_WAITING = 64
@@ -49,11 +56,38 @@ CLOSED = re.compile(
     rf"[^=]*/(proxy=|file[=/]+{ADDRESS.pattern}|custom_component|component_server|deep_link|process_recording|vibe-)",
     re.IGNORECASE,
 )
+UPLOAD = "/gradio_api/upload"
+MAX_EVENT = 1_000_000  # bytes
+TITLE = "What is in a painting?"
+NONE = "None is above its threshold."
 DROP = "Drop a picture, or choose one of the examples: the labels appear here."
 WHERE = (
     "Dark red is what speaks most for the label; where nothing is laid over the picture, nothing does. This is read "
     "from the model's own attentions, weighted by what they do for this label."
 )
+CSS = """
+.sentence {font-size: 1.15rem; line-height: 1.45; margin: 0 0 1rem; overflow-wrap: anywhere;
+  border-left: 3px solid var(--color-accent); padding-left: .8rem}
+.lists {columns: 2 15rem; column-gap: 1.8rem}
+.task {break-inside: avoid; margin-bottom: 1rem}
+.task h3 {margin: 0 0 .4rem; font-size: .95rem; font-weight: 600; text-transform: capitalize}
+.task h3 small {font-weight: 400; text-transform: none; color: var(--body-text-color); opacity: .72}
+.task ol {list-style: none; margin: 0; padding: 0}
+.task li {margin: 0 0 .45rem; font-size: .9rem}
+.task .line {display: flex; justify-content: space-between; gap: .6rem}
+.task .label {overflow-wrap: anywhere; min-width: 0}
+.task .score {flex: none; font-variant-numeric: tabular-nums; color: var(--body-text-color); opacity: .72}
+.task .bar {height: .35rem; border-radius: .2rem; background: var(--border-color-primary); overflow: hidden}
+.task .bar i {display: block; height: 100%; background: var(--color-accent)}
+.task .means, .task .none, .hint {color: var(--body-text-color); opacity: .72; font-size: .85rem; margin: 0}
+#picture img {width: 100%; height: 100%; object-fit: contain}
+#heat img {max-height: 30rem; margin: auto}
+.nearest {display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .8rem}
+.nearest figure {margin: 0; min-width: 0}
+.nearest img, .nearest .blank {width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .3rem;
+  background: var(--background-fill-secondary)}
+.nearest figcaption {font-size: .8rem; overflow-wrap: anywhere}
+"""
 
 
 class Index(Protocol):
@@ -87,13 +121,12 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="artgraph-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of this page alone, since gradio serves all that lies in it
         page = build_page(pipe, index, paint_examples(Path(folder)) if examples is None else examples)
-        try:
+        with as_user_error(
+            f"The page cannot be served at {host or '127.0.0.1'}, port {port}",
+            "choose another port, or end what is served there.",
+            kinds=(OSError,),
+        ):
             launch(page, host, port)
-        except OSError as error:
-            raise UserError(
-                f"The page cannot be served at {host or '127.0.0.1'}, port {port}: choose another port, or end what "
-                "is served there."
-            ) from error
         try:
             print(f"The page is at {page.local_url} until you press Ctrl-C.", flush=True)
             threading.Event().wait()
@@ -123,7 +156,9 @@ def launch(page: gr.Blocks, host: str | None = None, port: int | None = None) ->
 
 
 class Guard:
-    """Closes routes of gradio that the page does not need, and tells the browser to load nothing from elsewhere.
+    """What a visitor's browser may ask of gradio: closes routes that the page does not need, refuses events that give
+    an address in the place of an uploaded file, which gradio would fetch, and tells the browser to load nothing from
+    elsewhere.
 
     Args:
         app: the ASGI application behind it.
@@ -133,27 +168,60 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and CLOSED.match(scope["path"]):
-            await PlainTextResponse("This route is closed.", 403)(scope, receive, send)
-            return
-
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        refusal = None
+        if scope["type"] == "http" and CLOSED.match(scope["path"]):
+            refusal = "This route is closed."
+        elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != UPLOAD:
+            message = {"more_body": True}
+            body = b""
+            while message.get("more_body") and len(body) <= MAX_EVENT:
+                message = await receive()
+                body += message.get("body", b"")
+            refusal = why_refused(body)
+            receive = _first({"type": "http.request", "body": body}, receive)
+        if refusal is not None:
+            await PlainTextResponse(refusal, 403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send_with_policy)
+
+
+def why_refused(event: bytes) -> str | None:
+    """What is wrong with the body of an event, as JSON; None if nothing is."""
+    try:
+        content = json.loads(event or b"null")
+    except (ValueError, RecursionError):
+        content = event
+    if len(event) > MAX_EVENT or isinstance(content, bytes):
+        return "This is no event of the page."
+    return "A picture is uploaded: nothing is fetched from an address." if _has_address(content) else None
+
+
+def _has_address(content: Any) -> bool:
+    if isinstance(content, dict):
+        return bool(ADDRESS.match(str(content.get("path")))) or any(map(_has_address, content.values()))
+    return isinstance(content, list) and any(map(_has_address, content))
+
+
+def _first(message: dict[str, Any], receive: Any) -> Any:
+    """Receives a message once more, and then what comes after it."""
+    remaining = [message]
+
+    async def receive_again() -> Any:
+        return remaining.pop() if remaining else await receive()
+
+    return receive_again
 
 
 def paint_examples(folder: Path) -> list[Path]:
     """Paints pictures as the embedded dataset has them, none of which the demo was trained on."""
-    from ..data.demo import paint_artwork  # here, since `datasets` comes with it
-
-    paths = []
-    for number in range(EXAMPLES):
-        path = folder / f"example-{number + 1}.png"
+    paths = [folder / f"example-{number + 1}.png" for number in range(EXAMPLES)]
+    for number, path in enumerate(paths):
         paint_artwork(FIRST_EXAMPLE + number)[0].save(path)
-        paths.append(path)
     return paths
 
 
@@ -164,42 +232,44 @@ def build_page(pipe: ArtGraphPipeline, index: Index | None = None, examples: Seq
         pipe, index, examples: as of [`serve`].
     """
     pipe.model.set_attn_implementation("eager")  # the faster kinds give no attentions
-    tasks = [task.name for task in pipe.model.config.tasks]
+    tasks = pipe.model.config.tasks
     no_map = _why_no_map(pipe)
 
     def answer(upload: Any) -> tuple[str, str]:
-        path = _uploaded_file(upload, picture)
-        if path is None:
+        image = uploaded_image(upload, picture.GRADIO_CACHE)
+        if image is None:
             return hint(DROP), ""
         try:
-            answers = answer_html(pipe(path), pipe.model.config.tasks)
-            return answers, nearest_html(index.nearest(pipe.embed(path), NEIGHBOURS)) if index is not None else ""
+            answers = answer_html(pipe(image), tasks)
+            return answers, nearest_html(index.nearest(pipe.embed(image), NEIGHBOURS)) if index is not None else ""
         except ValueError as error:  # of a picture that cannot be read
             gr.Warning(escape(str(error)))
             return hint(str(error)), ""
 
     def look(upload: Any, task: str, label: str | None = None) -> tuple[Any, Any, Any]:
         """The part of the page that is shown, the labels to choose from, and the heat map."""
-        path = _uploaded_file(upload, picture)
+        image = uploaded_image(upload, picture.GRADIO_CACHE)
         try:
-            labels = [entry["label"] for entry in pipe(path, tasks=task)[task]] if path else []
+            labels = [entry["label"] for entry in pipe(image, tasks=task)[task]] if image else []
             label = label if label in labels else next(iter(labels), None)
-            heat = None if label is None else heat_map(pipe, path or "", task, label)
+            heat = heat_map(pipe, image, task, label) if image and label is not None else None
         except ValueError:
             return gr.Column(visible=False), gr.Dropdown(choices=[], value=None), None  # `answer` has said why
-        found = gr.Dropdown(choices=labels, value=label, info=None if labels or not path else NONE)
-        return gr.Column(visible=path is not None), found, heat
+        found = gr.Dropdown(choices=labels, value=label, info=None if labels or not image else NONE)
+        return gr.Column(visible=image is not None), found, heat
 
     def look_again(upload: Any, task: str, label: str) -> Any:
-        path = _uploaded_file(upload, picture)
+        image = uploaded_image(upload, picture.GRADIO_CACHE)
         try:
-            return heat_map(pipe, path, task, label) if path and label else None
+            return heat_map(pipe, image, task, label) if image and label else None
         except ValueError as error:
             gr.Warning(escape(str(error)))
             return None
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
-        gr.HTML(heading(pipe.model.config.tasks))
+        names = [task.name for task in tasks]
+        what = f"One Vision Transformer looks at a picture once and names its {listed([*map(_spoken, names)])}."
+        gr.HTML(f"<h1>{TITLE}</h1>{hint(what)}")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 picture = gr.Image(
@@ -211,21 +281,17 @@ def build_page(pipe: ArtGraphPipeline, index: Index | None = None, examples: Seq
                 answers = gr.HTML(hint(DROP), elem_id="answers")
         with gr.Column(visible=False, elem_id="where") as where, gr.Row():
             with gr.Column(scale=2, min_width=280):
-                task = gr.Radio(tasks, value=tasks[0], label="Where does the model look?", elem_id="task")
+                task = gr.Radio(names, value=names[0], label="Where does the model look?", elem_id="task")
                 label = gr.Dropdown([], label="For the label", elem_id="label", filterable=False)
                 gr.HTML(hint(WHERE))
             with gr.Column(scale=3, min_width=280):
                 heat = gr.Image(
-                    label="Where the model looks",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_id="heat",
+                    label="Where the model looks", interactive=False, buttons=["fullscreen"], elem_id="heat"
                 )
         nearest = gr.HTML(elem_id="nearest")
         if no_map:
             gr.HTML(hint(no_map), elem_id="no_map")
 
-        _take_uploads_only(picture)
         # Without gradio's own preprocessing, which would open the file with any of Pillow's decoders.
         raw: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "concurrency_id": "model"}
         answered = picture.change(answer, [picture], [answers, nearest], **raw)
@@ -236,15 +302,31 @@ def build_page(pipe: ArtGraphPipeline, index: Index | None = None, examples: Seq
     return page
 
 
-def heat_map(pipe: ArtGraphPipeline, path: str, task: str, label: str) -> Image.Image:
-    """Where the model looks for a label, laid over the picture in a file.
+def uploaded_image(upload: Any, folder: str) -> dict[str, Any] | None:
+    """What a visitor has uploaded, as an undecoded `datasets.Image`: a file of the folder, and never an address.
+
+    gradio has checked it before; this is the second lock.
+
+    Raises:
+        gradio.Error: if it is anything else.
+    """
+    if upload is None:
+        return None
+    path = Path((isinstance(upload, Mapping) and upload.get("path")) or "/").resolve()
+    if not path.is_relative_to(Path(folder).resolve()):
+        raise gr.Error("This is no file that was uploaded here.")
+    return {"path": str(path), "bytes": None}
+
+
+def heat_map(pipe: ArtGraphPipeline, image: Mapping[str, Any], task: str, label: str) -> Image.Image:
+    """Where the model looks for a label, laid over the picture.
 
     Raises:
         ValueError: if the picture cannot be read, there is no such label, or the model gives no map.
     """
-    heat = _heat(pipe, path, task, label)  # (h, w)
+    heat = _heat(pipe, image, task, label)  # (h, w)
     try:
-        shown = read_picture({"path": path}, at_least=SHOWN_SIDE)
+        shown = read_picture(image, at_least=SHOWN_SIDE)
     except BadPictureError as error:
         raise ValueError(f"The picture cannot be read: {error.reason}.") from error
     scale = SHOWN_SIDE / max(shown.size)
@@ -271,23 +353,56 @@ def _why_no_map(pipe: ArtGraphPipeline) -> str:
     return ""
 
 
-def _take_uploads_only(component: gr.Image) -> None:
-    """gradio would fetch an address that is given in the place of an uploaded file."""
-    move = component.async_move_resource_to_block_cache
-
-    async def move_uploaded(path: Any) -> str | None:
-        if ADDRESS.match(str(path)):
-            raise gr.Error("A picture is uploaded: nothing is fetched from an address.")
-        return await move(path)
-
-    component.async_move_resource_to_block_cache = move_uploaded  # type: ignore[method-assign, assignment]
+# ---- HTML ----
 
 
-def _uploaded_file(upload: Any, component: gr.Image) -> str | None:
-    """The path of what a visitor has uploaded. gradio has checked it before; this is the second lock."""
-    if upload is None:
-        return None
-    path = Path(upload.get("path") or "") if isinstance(upload, Mapping) else Path()
-    if not path.resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):
-        raise gr.Error("This is no file that was uploaded here.")
-    return str(path)
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def hint(text: str) -> str:
+    """A line of explanation."""
+    return f'<p class="hint">{escape(text)}</p>'
+
+
+def answer_html(answer: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[Task]) -> str:
+    """The sentence of an answer, as [`ArtGraphPipeline`] returns it for one picture, and a ranked list a task."""
+    lists = "".join(_task_html(task, answer[task.name]) for task in tasks)
+    return f'<p class="sentence">{escape(describe(answer))}</p><div class="lists">{lists}</div>'
+
+
+def _task_html(task: Task, entries: Sequence[Mapping[str, Any]]) -> str:
+    kind = "any of them" if task.is_multi_label else "one of them"
+    body = f"<ol>{''.join(map(_entry_html, entries))}</ol>" if entries else f'<p class="none">{NONE}</p>'
+    return f'<section class="task"><h3>{escape(_spoken(task.name))} <small>{kind}</small></h3>{body}</section>'
+
+
+def _entry_html(entry: Mapping[str, Any]) -> str:
+    percent = 100 * entry["score"]
+    score = "&lt; 1 %" if percent < 0.5 else f"{percent:.0f} %"
+    means = f'<p class="means">{escape(entry["means"])}</p>' if entry.get("means") else ""
+    return (
+        f'<li><div class="line"><span class="label">{escape(entry["label"])}</span>'
+        f'<span class="score">{score}</span></div>'
+        f'<div class="bar"><i style="width: {percent:.1f}%"></i></div>{means}</li>'
+    )
+
+
+def nearest_html(artworks: Sequence[Mapping[str, Any]]) -> str:
+    """The nearest artworks, as [`EmbeddingIndex.nearest`] returns them, with their pictures."""
+    figures = "".join(
+        f"<figure>{_thumbnail_html(artwork['thumbnail'])}<figcaption>{escape(str(artwork['name']))}<br>"
+        f"similarity {artwork['score']:.2f}</figcaption></figure>"
+        for artwork in artworks
+    )
+    return f'<h3>The nearest artworks</h3><div class="nearest">{figures}</div>'
+
+
+def _thumbnail_html(picture: Image.Image | None) -> str:
+    if picture is None:
+        return '<div class="blank"></div>'
+    picture = picture.convert("RGB")
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -2,7 +2,7 @@
 
 A shard holds a fixed stretch of the pictures, so any number of processes can divide the shards among them without a
 word to each other, and whoever is started again makes those that are missing: each picture stands in exactly one. A
-shard gets its name only when it is whole.
+shard gets its name only when it is whole. Nothing is fetched: a picture is bytes, or a file that stood in a folder.
 """
 
 from __future__ import annotations
@@ -10,34 +10,39 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, Features, Image, List, Value
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.batches import PictureTransform, PixelNormalizer, exact_mark
-from ..data.decoding import DecodedPicture, PictureDecoder, decode_ahead
+from ..data.decoding import Batch, Unreadable, process_pictures
 from ..errors import UserError
 from ..files import atomic_write, folder_lock, writing
+from ..model.pictures import read_picture
 from ..model.pipeline_artgraph_vit import RESERVED, ArtGraphPipeline, ranked_labels
 from ..model.tasks import THRESHOLD
-from .source import Picture, Pictures
+from .source import Pictures
 
 PLAN = "plan.json"
 REPORT = "report.json"
+OWN_COLUMNS = ("index", "name", "embedding", "thumbnail", *RESERVED)
+THUMBNAIL = 128  # pixels of the longer side
 # Of a backbone's config, what says nothing of its answers, and differs by how it was loaded.
 _NOTES = {"_name_or_path", "transformers_version", "dtype", "architectures", "attn_implementation"}
 _NOTES |= {"_attn_implementation", "output_attentions", "output_hidden_states"}
-OWN_COLUMNS = ("index", "name", "embedding", "thumbnail", *RESERVED)
 
 
 def predict_pictures(
@@ -89,34 +94,54 @@ def predict_pictures(
         "jpeg_scale": transform.jpeg_scale,
         **{"top_k": top_k, "threshold": threshold, "embeddings": embeddings, "bf16": bf16, "shard_rows": shard_rows},
     }
-    decoder = PictureDecoder(transform, with_thumbnails=embeddings)
-    normalizer = PixelNormalizer(transform.image_processor)
-    predictor = _Predictor(pipe, normalizer, top_k, threshold, embeddings, bf16)
-    lock = folder / ".locks" / str(process_index)
-    with folder_lock(lock, folder):
+    predictor = _Predictor(pipe, PixelNormalizer(transform.image_processor), top_k, threshold, embeddings, bf16)
+
+    def path(shard: int) -> Path:
+        return folder / "data" / f"part-{shard:06d}.parquet"
+
+    def is_missing(shard: int) -> bool:
+        return shard % num_processes == process_index and not path(shard).is_file()
+
+    seen = 0
+
+    def batches() -> Iterator[Batch]:
+        """Of the shards to write; no batch holds pictures of two."""
+        nonlocal seen
+        for shard, stretch in groupby(pictures, key=lambda picture: picture.number // shard_rows):
+            if is_missing(shard):
+                while batch := list(islice(stretch, batch_size)):
+                    yield batch
+                    seen += len(batch)
+            else:
+                seen += sum(1 for _ in stretch)
+
+    with folder_lock(folder / ".locks" / str(process_index), folder):
         _begin(folder, plan, process_index)
-        shards = _Shards(folder / "data", shard_rows, process_index, num_processes)
+        missing = None
+        if pictures.count is not None:
+            shards = [shard for shard in range(math.ceil(pictures.count / shard_rows)) if is_missing(shard)]
+            missing = sum(min(shard_rows, pictures.count - shard * shard_rows) for shard in shards)
         part = f", part {process_index + 1} of {num_processes}" if num_processes > 1 else ""
-        bar = tqdm(desc=f"Predicting{part}", unit="picture", disable=not progress, **shards.known(pictures.count))
-        with bar:
-            decoded = decode_ahead(shards.batches(pictures, batch_size), decoder, num_workers)
-            for number, batches in groupby(decoded, key=lambda pair: pair[0][0].number // shard_rows):
+        with tqdm(desc=f"Predicting{part}", unit="picture", disable=not progress, total=missing) as bar:
+            decoded = process_pictures(batches(), PictureDecoder(transform, embeddings), num_workers)
+            for shard, group in groupby(decoded, key=lambda pair: pair[0][0].number // shard_rows):
                 rows = []
-                for batch in batches:
-                    rows += predictor(*batch)
-                    bar.update(len(batch[0]))
-                shards.write(number, rows, predictor.features)
-        if pictures.is_counted and pictures.count != shards.seen:
-            raise UserError(
-                f"The source has {shards.seen} pictures, not {pictures.count}: it has changed, start anew."
-            )
-        return _finish(folder, shards, plan)
+                for batch, results in group:
+                    rows += predictor(batch, results)
+                    bar.update(len(batch))
+                with atomic_write(path(shard), process_index) as unfinished:
+                    Dataset.from_list(rows, features=predictor.features).to_parquet(unfinished)
+        if pictures.is_counted and pictures.count != seen:
+            raise UserError(f"The source has {seen} pictures, not {pictures.count}: it has changed, start anew.")
+        return _finish(
+            folder, [path(shard) for shard in range(math.ceil(seen / shard_rows))], seen, plan, process_index
+        )
 
 
 def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
     """By which a model is known again: a hash of its tensors and labels, of what makes answers of its logits
-    (thresholds, temperatures, offsets), of its pooling with the number of tokens that the mean leaves out, and of its
-    image size and pixels."""
+    (thresholds, temperatures), of its pooling with the number of tokens that the mean leaves out, and of its image
+    size and pixels."""
     config = model.config
     backbone = {
         name: value
@@ -124,7 +149,7 @@ def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
         if name not in _NOTES and value is not None
     }
     settings = [[task.to_dict() for task in config.tasks], config.thresholds, config.temperatures]
-    settings += [config.logit_offsets, config.pooling, model._prefix_tokens, config.image_size, backbone]
+    settings += [{}, config.pooling, model._prefix_tokens, config.image_size, backbone]  # {} was an option once
     settings += [exact_mark(image_processor).decode(), PixelNormalizer(image_processor).settings()]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -133,110 +158,85 @@ def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class DecodedPicture:
+    """`pixels`, uint8 `(3, H, W)`, and a thumbnail (a JPEG) if asked for."""
+
+    pixels: np.ndarray
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class PictureDecoder:
+    """Makes a [`DecodedPicture`] as the model of an image processor takes it; raises `BadPictureError`."""
+
+    transform: PictureTransform
+    with_thumbnails: bool = False
+
+    def __call__(self, image: Mapping[str, Any]) -> DecodedPicture:
+        pixels = self.transform.pixels(image).numpy()
+        return DecodedPicture(pixels, _thumbnail(image) if self.with_thumbnails else None)
+
+
+def _thumbnail(image: Mapping[str, Any]) -> bytes:
+    picture = read_picture(image, at_least=THUMBNAIL)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BICUBIC)
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+@dataclass
 class _Predictor:
     """From decoded pictures to rows."""
 
-    def __init__(
-        self,
-        pipe: ArtGraphPipeline,
-        normalize: PixelNormalizer,
-        top_k: int,
-        threshold: float | None,
-        embeddings: bool,
-        bf16: bool,
-    ):
-        self.model: Any = pipe.model
-        self.device = pipe.device
-        self.normalize = normalize
-        self.top_k, self.embeddings, self.bf16 = top_k, embeddings, bf16
-        self.tasks = self.model.config.tasks
-        for task in self.tasks:
-            if task.name in OWN_COLUMNS:
-                raise UserError(f"The predictions have a column {task.name!r}, which is a task of this model.")
-        stored = self.model.config.thresholds if threshold is None else {}
-        default = THRESHOLD if threshold is None else threshold
-        self.thresholds = {task.name: stored.get(task.name, default) for task in self.tasks}
+    pipe: ArtGraphPipeline
+    normalize: PixelNormalizer
+    top_k: int
+    threshold: float | None
+    embeddings: bool
+    bf16: bool
+
+    @cached_property
+    def features(self) -> Features:
+        config: Any = self.pipe.model.config
         entry = {"label": Value("string"), "score": Value("float32"), "means": Value("string")}
         columns: dict[str, Any] = {"index": Value("int64"), "name": Value("string"), "error": Value("string")}
-        columns |= {task.name: List(entry) for task in self.tasks}
-        if embeddings:
-            vector = List(Value("float32"), length=self.model.config.hidden_size)
-            columns |= {"embedding": vector, "thumbnail": Image()}
-        self.features = Features(columns)
+        for task in config.tasks:
+            if task.name in OWN_COLUMNS:
+                raise UserError(f"The predictions have a column {task.name!r}, which is a task of this model.")
+            columns[task.name] = List(entry)
+        if self.embeddings:
+            columns |= {"embedding": List(Value("float32"), length=config.hidden_size), "thumbnail": Image()}
+        return Features(columns)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Picture], decoded: Sequence[DecodedPicture]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [
-            {**dict.fromkeys(self.features), "index": picture.number, "name": picture.name, "error": found.problem}
-            for picture, found in zip(pictures, decoded, strict=True)
-        ]
-        good = [(row, found) for row, found in zip(rows, decoded, strict=True) if found.pixels is not None]
+    def __call__(self, batch: Batch, results: Sequence[DecodedPicture | Unreadable]) -> list[dict[str, Any]]:
+        nothing = dict.fromkeys(self.features)
+        rows: list[dict[str, Any]] = [{**nothing, "index": picture.number, "name": picture.name} for picture in batch]
+        good = []
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, Unreadable):
+                row["error"] = result.reason
+            else:
+                good.append((row, result))
         if not good:
             return rows
-        pixels: list[Any] = [found.pixels for _, found in good]
-        logits, pooled = self._forward(torch.from_numpy(np.stack(pixels)))
-        for task in self.tasks:
-            answers = ranked_labels(logits[task.name], task, self.top_k, self.thresholds[task.name])
+        model: Any = self.pipe.model
+        pixels = torch.from_numpy(np.stack([result.pixels for _, result in good]))  # (B, 3, H, W)
+        pixel_values = self.normalize(pixels.to(self.pipe.device)).to(model.backbone.dtype)
+        with torch.autocast(self.pipe.device.type, torch.bfloat16, enabled=self.bf16):
+            output = model(pixel_values=pixel_values)
+        for task in model.config.tasks:
+            threshold = self.threshold or model.config.thresholds.get(task.name, THRESHOLD)
+            answers = ranked_labels(output.logits[task.name].float().cpu(), task, self.top_k, threshold)
             for (row, _), answer in zip(good, answers, strict=True):
                 row[task.name] = [{"means": None, **entry} for entry in answer]
         if self.embeddings:
-            vectors = F.normalize(pooled, dim=-1).numpy()
-            for (row, found), vector in zip(good, vectors, strict=True):
-                row["embedding"] = vector
-                row["thumbnail"] = {"bytes": found.thumbnail, "path": None}
+            vectors = F.normalize(output.pooled.float().cpu(), dim=-1).numpy()
+            for (row, result), vector in zip(good, vectors, strict=True):
+                row |= {"embedding": vector, "thumbnail": {"bytes": result.thumbnail, "path": None}}
         return rows
-
-    def _forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Logits `(B, C)` a task and the pooled vectors `(B, hidden)`, float32, of pixels, uint8 `(B, 3, H, W)`."""
-        pixel_values = self.normalize(pixels.to(self.device)).to(self.model.backbone.dtype)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.model(pixel_values=pixel_values)
-        return {name: values.float().cpu() for name, values in output.logits.items()}, output.pooled.float().cpu()
-
-
-class _Shards:
-    """Which shards there are, and which of them this process has still to write."""
-
-    def __init__(self, folder: Path, shard_rows: int, process_index: int, num_processes: int):
-        self.folder = folder
-        self.shard_rows = shard_rows
-        self.process_index, self.num_processes = process_index, num_processes
-        self.seen = 0  # pictures of the source so far
-
-    def path(self, number: int) -> Path:
-        return self.folder / f"part-{number:06d}.parquet"
-
-    def is_mine(self, number: int) -> bool:
-        return number % self.num_processes == self.process_index
-
-    def known(self, count: int | None) -> dict[str, int]:
-        """How many pictures are this process's part, and how many of them are done, for a progress bar."""
-        if count is None:
-            return {}
-        mine = [number for number in range(math.ceil(count / self.shard_rows)) if self.is_mine(number)]
-        sizes = {number: min(self.shard_rows, count - number * self.shard_rows) for number in mine}
-        done = sum(size for number, size in sizes.items() if self.path(number).is_file())
-        return {"total": sum(sizes.values()), "initial": done}
-
-    def batches(self, pictures: Pictures, batch_size: int) -> Iterator[list[Picture]]:
-        """The pictures of the shards to write; no batch holds pictures of two."""
-        for number, stretch in groupby(self._counted(pictures), key=lambda picture: picture.number // self.shard_rows):
-            if self.is_mine(number) and not self.path(number).is_file():
-                while batch := list(islice(stretch, batch_size)):
-                    yield batch
-
-    def _counted(self, pictures: Pictures) -> Iterator[Picture]:
-        for picture in pictures:
-            self.seen = picture.number + 1
-            yield picture
-
-    def write(self, number: int, rows: list[dict[str, Any]], features: Features) -> None:
-        with atomic_write(self.path(number), self.process_index) as part:
-            Dataset.from_list(rows, features=features).to_parquet(part)
-
-    def paths(self) -> list[Path]:
-        """Of all shards, whoever writes them."""
-        return [self.path(number) for number in range(math.ceil(self.seen / self.shard_rows))]
 
 
 def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
@@ -260,14 +260,16 @@ def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
         )
 
 
-def _finish(folder: Path, shards: _Shards, plan: dict[str, Any]) -> dict[str, Any] | None:
-    if not all(path.is_file() for path in shards.paths()):
+def _finish(
+    folder: Path, shards: Sequence[Path], pictures: int, plan: dict[str, Any], process_index: int
+) -> dict[str, Any] | None:
+    if not all(path.is_file() for path in shards):
         return None
     bad = []
-    for path in shards.paths():
+    for path in shards:
         rows = pq.read_table(path, columns=["name", "error"]).to_pylist()
         bad += [{"name": row["name"], "reason": row["error"]} for row in rows if row["error"] is not None]
-    report = {"pictures": shards.seen, "model": plan["model"], "embeddings": plan["embeddings"], "bad_pictures": bad}
-    with atomic_write(folder / REPORT, shards.process_index) as part:
+    report = {"pictures": pictures, "model": plan["model"], "embeddings": plan["embeddings"], "bad_pictures": bad}
+    with atomic_write(folder / REPORT, process_index) as part:
         part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report

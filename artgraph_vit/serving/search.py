@@ -13,8 +13,7 @@ from typing import Any
 from datasets import Dataset
 from torch import Tensor
 
-from ..data.sources import DataError
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..model.pipeline_artgraph_vit import ArtGraphPipeline
 from .predict import OWN_COLUMNS, REPORT, model_digest
 
@@ -46,22 +45,19 @@ class EmbeddingIndex:
         except ImportError as error:
             raise UserError("Search needs FAISS: pip install 'artgraph_vit[search]'.") from error
         folder = Path(folder).expanduser()
-        try:
+        with as_user_error(f"{folder} holds no finished predictions", "make them with scripts/predict.py."):
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder} holds no finished predictions: make them with scripts/predict.py.") from error
         if not report.get("embeddings"):
-            raise DataError(
+            raise UserError(
                 f"The predictions in {folder} have no vectors: make them anew by scripts/predict.py --embeddings."
             )
         processor: Any = pipe.image_processor
         if report.get("model") != model_digest(pipe.model, processor):
-            raise DataError(f"The vectors in {folder} were made by another model: search with that, or predict anew.")
-        files = sorted(str(file) for file in (folder / "data").glob("*.parquet"))
-        artworks: Any = Dataset.from_parquet(files)
+            raise UserError(f"The vectors in {folder} were made by another model: search with that, or predict anew.")
+        artworks: Any = Dataset.from_parquet(sorted(str(file) for file in (folder / "data").glob("*.parquet")))
         readable = [index for index, error in enumerate(artworks["error"]) if error is None]
         if not readable:
-            raise DataError(f"No picture of {folder} could be read, so there is nothing to search.")
+            raise UserError(f"No picture of {folder} could be read, so there is nothing to search.")
         artworks = artworks.select(readable)
         artworks.add_faiss_index("embedding", metric_type=faiss.METRIC_INNER_PRODUCT)
         return cls(artworks)
@@ -78,14 +74,14 @@ class EmbeddingIndex:
             pipeline gave them).
         """
         query = vector.detach().float().cpu().numpy()
-        scores, rows = self.artworks.get_nearest_examples("embedding", query, k=min(k, len(self.artworks)))
-        tasks = [name for name in rows if name not in OWN_COLUMNS]
+        scores, columns = self.artworks.get_nearest_examples("embedding", query, k=min(k, len(self.artworks)))
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [
             {
-                "name": rows["name"][rank],
+                "name": row["name"],
                 "score": float(score),
-                "thumbnail": rows["thumbnail"][rank],
-                "answers": {task: rows[task][rank] for task in tasks},
+                "thumbnail": row["thumbnail"],
+                "answers": {task: answer for task, answer in row.items() if task not in OWN_COLUMNS},
             }
-            for rank, score in enumerate(scores)
+            for score, row in zip(scores, rows, strict=True)
         ]

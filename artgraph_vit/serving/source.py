@@ -5,27 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
 from datasets import Image, IterableDataset, load_dataset, load_dataset_builder
 from huggingface_hub import HfApi
 
-from ..data.sources import DataError
+from ..data.decoding import Picture
+from ..errors import UserError, as_user_error
 from ..model.pictures import MAX_FILE
 from ..model.pipeline_artgraph_vit import pictures_in_folder
-
-
-class Picture(NamedTuple):
-    """A picture that is not read yet; `image` is what an undecoded `datasets.Image` holds: `bytes` or a `path`."""
-
-    number: int
-    name: str
-    image: dict[str, Any]
 
 
 @dataclass
@@ -45,7 +38,7 @@ class Pictures:
     fingerprint: str
     count: int | None = None
     is_counted: bool = True
-    folder: Path | None = None
+    folder: Path = Path()
     image_column: str = "image"
     name_column: str | None = None
 
@@ -53,7 +46,7 @@ class Pictures:
         for number, row in enumerate(self.rows):
             if isinstance(row, Path):
                 # A name of a file need not be UTF-8, as a string in parquet is.
-                name = os.fsencode(row.relative_to(self.folder or "")).decode(errors="backslashreplace")
+                name = os.fsencode(row.relative_to(self.folder)).decode(errors="backslashreplace")
                 yield Picture(number, name, {"path": str(row), "bytes": None})
             else:
                 image = row[self.image_column] or {}
@@ -62,7 +55,7 @@ class Pictures:
                 yield Picture(number, name, {"path": None, "bytes": _bytes_of(image)})
 
 
-def _bytes_of(image: dict[str, Any]) -> bytes | None:
+def _bytes_of(image: Mapping[str, Any]) -> bytes | None:
     """Of a row, which is from anywhere and could name any file of this machine: only files of the Hub are read."""
     path = image.get("path") or ""
     if image.get("bytes") is None and path.startswith("hf://"):
@@ -91,83 +84,55 @@ def open_pictures(
         config_name, revision (`str`, *optional*): of a Hub dataset.
 
     Raises:
-        DataError: if there is no such source, or it has no such column.
+        UserError: if there is no such source, or it has no such column.
     """
     path = Path(source).expanduser()
-    if path.exists():
-        if any(option is not None for option in (split, config_name, revision)):
-            raise DataError(f"{source} is on this machine: split, dataset_config and dataset_revision are of the Hub.")
-        files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")) if path.is_dir() else []
-        if files:
-            counts = [_rows_in(file) for file in files]
-            rows = _undecoded(
-                load_dataset("parquet", data_files=[str(file) for file in files], streaming=True, split="train"),
-                source,
-                image_column,
-            )
-            name_column = _name_column(rows, name_column, source)
-            fingerprint = _fingerprint(files, path)
-            return Pictures(rows, fingerprint, sum(counts), image_column=image_column, name_column=name_column)
-        if not path.is_dir():
-            raise DataError(f"{source} is a file: give a folder of pictures or a parquet file.")
-        try:
-            files = pictures_in_folder(path)
-        except ValueError as error:
-            raise DataError(f"{str(error).rstrip('.')}, and no parquet file.") from error
-        return Pictures(files, _fingerprint(files, path), len(files), folder=path)
-    if source.startswith((".", "/", "~")):
-        raise DataError(f"There is no {source!r}: give a folder of pictures, parquet files, or a Hub id.")
-    return _of_hub(source, split, image_column, name_column, config_name, revision)
+    if not path.exists():
+        if source.startswith((".", "/", "~")):
+            raise UserError(f"There is no {source!r}: give a folder of pictures, parquet files, or a Hub id.")
+        with as_user_error(f"{source!r} is no folder here, and cannot be read from the Hub", kinds=(Exception,)):
+            commit = HfApi().dataset_info(source, revision=revision).sha
+            splits: Any = load_dataset_builder(source, config_name, revision=commit).info.splits or {"train": None}
+            split = split or next(iter(splits))
+            stream: Any = load_dataset(source, config_name, revision=commit, split=split, streaming=True)
+        count = getattr(splits.get(split), "num_examples", None) or None
+        fingerprint = json.dumps([source, config_name, split, commit])
+        rows, name_column = _undecoded(stream, source, image_column, name_column)
+        return Pictures(rows, fingerprint, count, False, image_column=image_column, name_column=name_column)
+    if any(option is not None for option in (split, config_name, revision)):
+        raise UserError(f"{source} is on this machine: split, dataset_config and dataset_revision are of the Hub.")
+    files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    if files:
+        count = sum(_rows_in(file) for file in files)
+        stream = load_dataset("parquet", data_files=[str(file) for file in files], streaming=True, split="train")
+        rows, name_column = _undecoded(stream, source, image_column, name_column)
+        return Pictures(rows, _fingerprint(files, path), count, image_column=image_column, name_column=name_column)
+    if not path.is_dir():
+        raise UserError(f"{source} is a file: give a folder of pictures or a parquet file.")
+    with as_user_error(f"{source} has no parquet file and no picture"):
+        files = pictures_in_folder(path)
+    return Pictures(files, _fingerprint(files, path), len(files), folder=path)
 
 
-def _of_hub(
-    source: str,
-    split: str | None,
-    image_column: str,
-    name_column: str | None,
-    config_name: str | None,
-    revision: str | None,
-) -> Pictures:
-    try:
-        commit = HfApi().dataset_info(source, revision=revision).sha
-        builder = load_dataset_builder(source, config_name, revision=commit)
-        splits: dict[str, Any] = dict(builder.info.splits or {"train": None})
-        split = split or next(iter(splits))
-        stream: Any = load_dataset(source, config_name, revision=commit, split=split, streaming=True)
-    except Exception as error:  # of the Hub, its client, or datasets
-        reason = " ".join(str(error).split())
-        raise DataError(f"{source!r} is no folder here, and cannot be read from the Hub ({reason}).") from error
-    about = splits.get(split)
-    rows = _undecoded(stream, source, image_column)
-    fingerprint = json.dumps([source, config_name, split, commit])
-    count = getattr(about, "num_examples", None) or None
-    name_column = _name_column(rows, name_column, source)
-    return Pictures(rows, fingerprint, count, False, image_column=image_column, name_column=name_column)
-
-
-def _undecoded(rows: IterableDataset, source: str, image_column: str) -> IterableDataset:
+def _undecoded(
+    rows: IterableDataset, source: str, image_column: str, name_column: str | None
+) -> tuple[IterableDataset, str | None]:
+    """The rows, and their column with names, if there is one."""
     rows = rows.decode(False)  # of a stream, datasets decodes ahead in threads, which a cast alone does not undo
-    features = rows.features or rows._resolve_features().features
-    if image_column not in features:
-        raise DataError(f"{source} has no column {image_column!r}; its columns are {', '.join(features)}.")
-    return rows.cast_column(image_column, Image(decode=False))
-
-
-def _name_column(rows: IterableDataset, wanted: str | None, source: str) -> str | None:
-    columns = list(rows.features or ())
-    if wanted is not None and wanted not in columns:
-        raise DataError(f"{source} has no column {wanted!r}; its columns are {', '.join(columns)}.")
-    return wanted or ("name" if "name" in columns else None)
+    columns = list(rows.features or rows._resolve_features().features)
+    for column in (image_column, name_column):
+        if column is not None and column not in columns:
+            raise UserError(f"{source} has no column {column!r}; its columns are {', '.join(columns)}.")
+    name_column = name_column or ("name" if "name" in columns else None)
+    return rows.cast_column(image_column, Image(decode=False)), name_column
 
 
 def _rows_in(file: Path) -> int:
-    try:
+    with as_user_error(f"{file} cannot be read as parquet"):
         return pq.ParquetFile(file).metadata.num_rows
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as parquet ({' '.join(str(error).split())}).") from error
 
 
-def _fingerprint(files: list[Path], folder: Path) -> str:
+def _fingerprint(files: Sequence[Path], folder: Path) -> str:
     """Of names, sizes and dates."""
     digest = hashlib.sha256()
     for file in files:

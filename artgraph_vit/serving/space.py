@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from .page import paint_examples
 
 NEEDED = ("config.json", "preprocessor_config.json")
@@ -43,49 +43,7 @@ def write_space(model: str, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already: choose another folder.")
     folder = Path(model)
-    if folder.is_dir():
-        _refuse_incomplete(folder)
-    else:
-        _refuse_id(model)
-    (out / "examples").mkdir(parents=True)
-    paint_examples(out / "examples")
-    if folder.is_dir():
-        (out / "model").mkdir()
-        for path in _model_files(folder):
-            shutil.copy2(path, out / "model")
-    name = 'HERE / "model"' if folder.is_dir() else repr(model)
-    (out / "app.py").write_text(APP.format(model=name), encoding="utf-8")
-    (out / "README.md").write_text(_readme(model, folder), encoding="utf-8")
-    (out / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()), encoding="utf-8")
-    # A Space installs its requirements before it has the other files, so the package lies beside the page.
-    package = Path(__file__).parents[1]
-    shutil.copytree(package, out / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-
-
-def _refuse_id(model: str) -> None:
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        model = ""
-    if model.count("/") != 1:
-        raise UserError("The model is neither a folder nor called user/name, as a repository on the Hub is.")
-
-
-def _refuse_incomplete(folder: Path) -> None:
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
-    missing += [] if any(folder.glob("model*.safetensors")) else ["model.safetensors"]
-    if missing:
-        raise UserError(f"{folder} holds no model: it lacks {', '.join(missing)}.")
-
-
-def _model_files(folder: Path) -> list[Path]:
-    """What is loaded, and the card; none of the code that travels, which the package has."""
-    weights = [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]
-    return [*(folder / name for name in NEEDED), *weights, *folder.glob("README.md"), *folder.glob("LICENSE")]
-
-
-def _readme(model: str, folder: Path) -> str:
-    """The settings of the Space as YAML, and a line for its readers."""
+    name, where = repr(model), f"[{model}](https://huggingface.co/{model})"
     settings: dict[str, Any] = {
         "title": "What is in a painting?",
         "emoji": "\N{ARTIST PALETTE}",
@@ -94,17 +52,44 @@ def _readme(model: str, folder: Path) -> str:
         "python_version": "3.11",  # the least that the package runs on
         "app_file": "app.py",
     }
-    if not folder.is_dir():
+    if folder.is_dir():
+        name, where = 'HERE / "model"', "in the folder `model`"
+        settings |= _license(folder)
+        _copy_model(folder, out / "model")
+    else:
+        with as_user_error("The model is neither a folder nor called user/name, as a repository on the Hub is"):
+            validate_repo_id(model)
+            _user, _name = model.split("/")
         settings["models"] = [model]
-    elif (folder / "README.md").is_file():
-        settings |= {
-            name: value
-            for name, value in ModelCard.load(folder / "README.md").data.to_dict().items()
-            if name in ("license", "license_name", "license_link") and value
-        }
-    where = "in the folder `model`" if folder.is_dir() else f"[{model}](https://huggingface.co/{model})"
+    (out / "examples").mkdir(parents=True)
+    paint_examples(out / "examples")
+    (out / "app.py").write_text(APP.format(model=name), encoding="utf-8")
+    front = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     text = f"Shows what a model of artworks, {where}, sees in a picture, and where it looks."
-    return f"---\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
+    (out / "README.md").write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
+    (out / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()), encoding="utf-8")
+    # A Space installs its requirements before it has the other files, so the package lies beside the page.
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, out / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def _copy_model(folder: Path, out: Path) -> None:
+    """What is loaded, and the card; none of the code that travels, which the package has."""
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    missing += [] if weights else ["model.safetensors"]
+    if missing:
+        raise UserError(f"{folder} holds no model: it lacks {', '.join(missing)}.")
+    out.mkdir(parents=True)
+    for path in (*(folder / name for name in NEEDED), *weights, *folder.glob("README.md"), *folder.glob("LICENSE")):
+        shutil.copy2(path, out)
+
+
+def _license(folder: Path) -> dict[str, Any]:
+    """What the model's card says of its licence."""
+    card = folder / "README.md"
+    about = ModelCard.load(card).data.to_dict() if card.is_file() else {}
+    return {name: about[name] for name in ("license", "license_name", "license_link") if about.get(name)}
 
 
 def _requirements() -> list[str]:

@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
 from ..data import (
-    DataError,
     PictureTransform,
     find_bad_pictures,
     known_row_count,
@@ -54,7 +53,7 @@ def load_splits(
         the tasks with their labels.
 
     Raises:
-        DataError: says what is wrong in the data, and where.
+        UserError: says what is wrong in the data, and where.
     """
     if Path(data.source).expanduser().resolve() == Path(str(args.output_dir)).resolve():
         raise UserError(
@@ -145,7 +144,7 @@ def build_model(
     """
     for task in tasks:
         if known_row_count(train_rows, task) == 0 and not keep_unknown:
-            raise DataError(
+            raise UserError(
                 f"No artwork of the train split has a known {task.name}: leave {task.name!r} out of tasks, or keep "
                 "its head with --missing_tasks unknown."
             )

@@ -20,7 +20,6 @@ TUNED = {
     "pooling": "cls_mean",
     "thresholds": {"tags": [0.9, 0.2, 0.5, 0.05, 0.7]},
     "temperatures": {"genre": 3.0, "tags": 1.5},
-    "logit_offsets": {"artist": [2.0, -1.0, 0.5, 0.0]},
 }
 
 

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.hub_server import HubServer
 
 from .conftest import BAD, COUNT
@@ -35,6 +37,7 @@ for name, source, revision in (
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_streamed_at_its_commit(model_folder, parquet_folder, picture_folder, tmp_path):
     with HubServer({"hf_test": "tester"}) as server:
         environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}

@@ -35,9 +35,7 @@ from artgraph_vit.data.demo import paint_artwork
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 from artgraph_vit.serving import onnx as onnx_export
-from artgraph_vit.serving.comparison import compare_onnx
-from artgraph_vit.serving.onnx import export_onnx
-from artgraph_vit.serving.preprocessing import describe_preprocessing, preprocess
+from artgraph_vit.serving.onnx import compare_onnx, describe_preprocessing, export_onnx, preprocess
 
 ROOT = Path(__file__).parents[2]
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -180,7 +178,9 @@ def test_a_threshold_that_is_not_stored_is_a_half(build_model):
     assert json.loads(onnx_export.make_metadata(build_model(), processor())["tasks"])[-1]["threshold"] == 0.5
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", ["siglip", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES if name != "siglip")]
+)
 def test_backbones_and_tasks_that_are_called_like_inner_values(name, build_model, tmp_path):
     backbone_config, pooling = BACKBONES[name]
     names = ("batch", "softmax", "val_0", "linear", "relu", "Softmax_1")
@@ -220,7 +220,7 @@ def test_int8_is_smaller_and_its_agreement_is_counted(wide, tmp_path):
     vectors = [
         run_onnx(files[1].path, pixels)["embedding"] * run_torch(wide, pixels)["embedding"] for pixels in batches
     ]
-    assert min(cosines.sum(1).min() for cosines in vectors) > 0.999
+    assert min(cosines.sum(1).min() for cosines in vectors) > 0.99  # on CPUs without VNNI too
 
 
 def test_another_model_does_not_agree(exported, build_model):
@@ -355,7 +355,6 @@ def test_the_script_exports_and_the_example_predicts(script, build_model, tmp_pa
 
 def test_a_tuned_model_of_another_size_is_decided_by_the_example_as_by_torch(build_model, tmp_path):
     tuned = {
-        "logit_offsets": {"artist": [-40.0, 0.0, -40.0, 1.0]},
         "temperatures": {"genre": 40.0, "tags": 40.0},  # scores near a half, so that the thresholds alone decide
         "thresholds": {"tags": [0.1, 0.9, 0.1, 0.9, 0.1]},
         "pooling": "cls_mean",
@@ -380,7 +379,6 @@ def test_a_tuned_model_of_another_size_is_decided_by_the_example_as_by_torch(bui
         logits = model(**processor(24)(Image.open(tmp_path / "picture.png"), return_tensors="pt")).logits
     (labels,) = model.predict_labels(logits)
     assert {name: [entry.rsplit(" ", 1)[0] for entry in entries] for name, entries in answers.items()} == labels
-    assert labels["artist"][0] in ("bea", "other")
     assert set(labels["tags"]) == {"Tree", "female-portraits", "sky"}
     assert float(answers["genre"][0].rsplit(" ", 1)[1]) == pytest.approx(1 / 3, abs=0.1)
 
@@ -447,7 +445,7 @@ def test_a_place_that_cannot_be_written_is_named(build_model, tmp_path, monkeypa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(onnx_export.tempfile, "mkdtemp", refuse)  # root may write anywhere
-    with pytest.raises(UserError, match=r"other\.onnx' cannot be written: Permission denied"):
+    with pytest.raises(UserError, match=r"other\.onnx cannot be written .*Permission denied"):
         export_onnx(build_model(), processor(), tmp_path / "other.onnx")
 
 

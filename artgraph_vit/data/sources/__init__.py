@@ -15,12 +15,11 @@ from .datasets_source import read_datasets, read_with_load_dataset
 from .files import is_address
 from .picture_folder import metadata_files, read_picture_folder
 from .prepared import UNFINISHED
-from .rows import DataError
 
 if TYPE_CHECKING:
     from ..options import DataArguments
 
-__all__ = ["DataError", "load_artworks"]
+__all__ = ["UserError", "load_artworks"]
 
 
 def load_artworks(options: DataArguments, tasks: Sequence[str | Task] | None = None) -> tuple[Dataset, list[Task]]:

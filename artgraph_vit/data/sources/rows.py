@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-DataError = UserError
 
 OWN_COLUMNS = ("image", "name", "split", "stratum", "pixels")
 DEFAULT_STRATUM = "genre"
