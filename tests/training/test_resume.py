@@ -26,7 +26,7 @@ from artgraph_vit.training.averaging import TRAINING_WEIGHTS
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
 from .processes import SCRIPT, assert_close, assert_same_logs, final_weights, run_tiny
-from .tiny import EVAL_ROWS, TASKS, TRAIN_ROWS, artworks, image_processor, tiny_trainer
+from .tiny import EVAL_ROWS, TASKS, TRAIN_ROWS, artworks, end_workers, image_processor, tiny_trainer
 
 # 4 steps an epoch, 8 in phase heads and 8 in phase full.
 STOPS = {"in phase heads": 3, "at the boundary": 8, "a step after the boundary": 9, "in phase full": 14}
@@ -79,6 +79,7 @@ def whole(request, tmp_path_factory, pictures):
     saves = {"save_strategy": "steps", "save_steps": 1}
     trainer = build(folder / "run", 0, request.param, pictures, folder / "features", **saves)
     trainer.train()
+    end_workers(trainer)
     return request.param, folder, trainer
 
 
@@ -88,6 +89,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_stopped(whole, tmp_path, pictu
     step = STOPS[stop]
     resumed = build(tmp_path, 7, feature, pictures, folder / "features", save_strategy="no")
     resumed.train(resume_from_checkpoint=str(folder / "run" / f"checkpoint-{step}"))
+    end_workers(resumed)
     assert resumed.state.global_step == 16
     assert_close(resumed.model.state_dict(), expected.model.state_dict())
     assert_same_logs(resumed.state.log_history, expected.state.log_history)
@@ -101,9 +103,11 @@ def test_phases_leave_what_they_should(whole):
     """No state of the backbone before phase full; weights of training, all of them, beside an average."""
     feature, folder, trainer = whole
     heads = 2 * len(TASKS) + 1  # weight and bias each, and the log variances
-    for step, states in ((8, heads), (9, len(list(trainer.model.parameters())))):
+    for step in (8, 9):
         checkpoint = folder / "run" / f"checkpoint-{step}"
-        assert len(torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]) == states
+        states = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+        assert (len(states) == heads) == (step == 8)
+        assert {int(state["step"]) for state in states.values()} == {8 if step == 8 else 1}  # it starts anew
         assert (checkpoint / TRAINING_WEIGHTS).exists() == ("average" in feature)
     if "average" in feature:
         names = set(load_file(folder / "run" / "checkpoint-2" / TRAINING_WEIGHTS))

@@ -187,6 +187,12 @@ def tiny_trainer(
     )
 
 
+def end_workers(trainer: ArtGraphTrainer) -> None:
+    """Ends persistent workers; the garbage collector, to which a trainer is left, waits 5 seconds for each."""
+    trainer.callback_handler.train_dataloader = trainer.callback_handler.eval_dataloader = None
+    trainer.accelerator._dataloaders.clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output_dir", type=Path)
