@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from .errors import UserError, as_user_error
@@ -37,7 +38,9 @@ def load_model(
         if problem:
             raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
     with as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
-        model = ArtGraphViTForImageClassification.from_pretrained(name_or_path, revision=revision)
+        model = ArtGraphViTForImageClassification.from_pretrained(
+            name_or_path, revision=revision, dtype=torch.float32  # in whatever it was saved: pixels come in float32
+        )
         image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         return model, image_processor
 

@@ -57,9 +57,9 @@ def mix_targets(targets: Mapping[str, Target], partners: Tensor, share: float) -
     }
 
 
-def known_rows(target: Target) -> Tensor:
+def known_rows(target: Target, dtype: torch.dtype = torch.float32) -> Tensor:
     """How many rows are known, a known entry of C counting 1/C: a scalar."""
-    return target[1].mean(-1).sum()
+    return target[1].to(dtype).mean(-1).sum()
 
 
 def single_label_numerator(logits: Tensor, target: Target, class_weights: Tensor) -> Tensor:
@@ -99,8 +99,7 @@ def multi_label_denominator(target: Target, reduction: str, dtype: torch.dtype =
 
     "all_rows" is how the source document's figures were made: rows without a label count in the mean as zeros.
     """
-    rows = known_rows(target) if reduction == "known_rows" else target[0].new_tensor(len(target[0]))
-    return rows.to(dtype)
+    return known_rows(target, dtype) if reduction == "known_rows" else target[0].new_tensor(len(target[0]), dtype=dtype)
 
 
 def task_weights(

@@ -100,7 +100,8 @@ class TaskHead(nn.Linear):
     def loss_denominator(self, target: Target) -> Tensor:
         """What the numerator is divided by: a scalar."""
         if self.task.is_multi_label:
-            return multi_label_denominator(target, self.config.multilabel_reduction)
+            dtype = torch.promote_types(self.weight.dtype, torch.float32)
+            return multi_label_denominator(target, self.config.multilabel_reduction, dtype)
         return single_label_denominator(target, self.class_weights)
 
 
@@ -312,6 +313,11 @@ class ArtGraphViTForImageClassification(PreTrainedModel):
         )
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's; the log variances, which come first, are float32 in every model."""
+        return self.backbone.dtype
 
     def make_targets(self, labels: Mapping[str, Tensor]) -> dict[str, Target]:
         """Soft targets of labels as [`forward`] takes them; in training, smoothed as the config says.

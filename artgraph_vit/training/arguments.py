@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 
 from ..data.options import choice
@@ -104,6 +105,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "auto_find_batch_size": (False, "a run starts with the batch that its recipe says: choose a smaller one"),
     "enable_jit_checkpoint": (False, "it saves within a step, from where no run can go on exactly: use save_steps"),
     "restore_callback_states_from_checkpoint": (False, "what callbacks have counted goes on by itself"),
+    "dataloader_in_order": (True, "a resumed run skips, and several processes pad, by the order of the batches"),
     "ignore_data_skip": (False, "a resumed run would see rows twice"),
     "train_sampling_strategy": ("random", "pictures have no lengths, and an order is drawn for each epoch"),
     "optim_target_modules": (None, "such an optimizer groups parameters itself, and the phases are groups"),
@@ -203,8 +205,8 @@ class ArtGraphTrainingArguments(TrainingArguments):
                     f"The launcher asks for {engine}: use configs/accelerate/several_gpus.yaml. {_ONLY['fsdp'][1]} on "
                     "a GPU of 80 GB."
                 )
-        super().__post_init__()
         self._check_best_is_saved()
+        super().__post_init__()
         self._check_schedule()
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
             raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
@@ -249,8 +251,7 @@ class ArtGraphTrainingArguments(TrainingArguments):
             return
         is_saved = self.eval_strategy == self.save_strategy
         if is_saved and self.eval_strategy == "steps":
-            is_multiple = self.save_steps >= 1 and float(self.eval_steps or 0) % self.save_steps == 0
-            is_saved = self.eval_steps == self.save_steps or is_multiple
+            is_saved = (self.eval_steps or self.logging_steps) == self.save_steps
         if not is_saved:
             raise ValueError(
                 "load_best_model_at_end needs a checkpoint at each evaluation: give save_strategy and save_steps as "
@@ -266,8 +267,9 @@ class ArtGraphTrainingArguments(TrainingArguments):
                 f"warmup_steps={self.warmup_steps:g} does nothing with lr_scheduler_type={schedule!r}: use cosine or "
                 "constant_with_warmup, or leave warmup_steps out."
             )
-        if any(word in str(self.optim) for word in ("lomo", "galore", "apollo", "layerwise")):
-            raise ValueError(f"optim={str(self.optim)!r} groups parameters itself, as the phases do: choose another.")
+        optimizer = OptimizerNames(self.optim).value
+        if any(word in optimizer for word in ("lomo", "galore", "apollo", "layerwise")):
+            raise ValueError(f"optim={optimizer!r} groups parameters itself, as the phases do: choose another.")
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what a run learns; those of when to log and save, and how fast, are left out."""

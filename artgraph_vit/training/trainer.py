@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data import ArtGraphCollator, PixelNormalizer
@@ -105,6 +106,7 @@ class ArtGraphTrainer(Trainer):
         self._train_sums = torch.zeros(2, len(self.config.tasks), dtype=torch.float64)  # numerators and denominators
         self._phase_rows: dict[str, PhaseRows] = {}
         self._resumed = RunRecord()
+        self._save_total_limit = args.save_total_limit
         if self.pop_callback(ProgressCallback):
             self.add_callback(EpochTable(self.running_losses, self.get_total_train_batch_size(args)))
         kinds = {task.name: ("loss", *kinds_of(task)) for task in self.config.tasks}
@@ -150,12 +152,14 @@ class ArtGraphTrainer(Trainer):
         self.optimizer = self.lr_scheduler = None  # of a call before
         self._phase_rows = {}
         evaluates_first, args.eval_on_start = args.eval_on_start, args.eval_on_start and checkpoint is None
+        # `Trainer` would rotate them itself: by any name that begins alike, and in the end all but the best.
+        self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         except SafetensorError as error:  # of the best checkpoint, which was damaged meanwhile
             raise UserError(f"{self.state.best_model_checkpoint} cannot be read: {error}.") from error
         finally:
-            args.eval_on_start = evaluates_first
+            args.eval_on_start, args.save_total_limit = evaluates_first, self._save_total_limit
         best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
         problem = verify_checkpoint(Path(best)) if best is not None else None
         if problem:
@@ -261,7 +265,7 @@ class ArtGraphTrainer(Trainer):
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):  # a static method of `Trainer`, called on the object
         """As in `Trainer`, with the groups of phases.py."""
-        packages = f"optim={args.optim!r} cannot be used"
+        packages = f"optim={OptimizerNames(args.optim).value!r} cannot be used"
         with as_user_error(
             packages, "install what it needs, or leave it out.", (ImportError, ValueError, RuntimeError)
         ):
@@ -348,10 +352,8 @@ class ArtGraphTrainer(Trainer):
         is_stream = isinstance(dataset, StreamedArtworks)
         drop_last = self.args.dataloader_drop_last
         if is_stream:
-            if drop_last or not self.args.dataloader_in_order:
-                raise UserError(
-                    "A stream needs dataloader_drop_last false and dataloader_in_order true, as by default."
-                )
+            if drop_last:
+                raise UserError("A stream needs dataloader_drop_last false, as by default.")
             dataset = dataset.part(self.accelerator.process_index, self.accelerator.num_processes, batch_size)
         dispatch = False if is_stream else self.args.accelerator_config.dispatch_batches  # type: ignore[union-attr]
         self.accelerator.dataloader_config.dispatch_batches = dispatch
@@ -457,20 +459,16 @@ class ArtGraphTrainer(Trainer):
         if self.args.should_save and folder.exists():  # of a run that was killed: nothing of it may stay
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with saving(folder):
-                super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            with saving(folder):
-                if self.args.should_save:
-                    (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and nothing reads it
-                    if not self.args.save_only_model:
-                        self._average.save(folder)
-                    write_manifest(folder)
-                    rotate_checkpoints(folder.parent, limit, self.state.best_model_checkpoint)
-        finally:
-            self.args.save_total_limit = limit
+        with saving(folder):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        with saving(folder):
+            if self.args.should_save:
+                (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and nothing reads it
+                if not self.args.save_only_model:
+                    self._average.save(folder)
+                write_manifest(folder)
+                rotate_checkpoints(folder.parent, self._save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _init_training_state(

@@ -3,6 +3,7 @@
 All models are tiny, random and made here; "pretrained" backbones are saved to a temporary folder first.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,15 +73,10 @@ def test_the_output_has_the_shapes_of_the_config(build_model, make_batch):
     without_labels = model(batch["pixel_values"])
     assert without_labels.loss is None
     assert without_labels.task_losses is None
+    assert without_labels.hidden_states is None
     assert model(**batch, return_dict=False)[0] == output.loss
-
-
-def test_options_of_the_config_choose_what_is_returned(build_model, make_batch):
-    pixel_values = make_batch()["pixel_values"]
-    output = build_model(output_hidden_states=True)(pixel_values)
-    assert len(output.hidden_states) == 3
-    assert build_model()(pixel_values).hidden_states is None
-    assert isinstance(build_model(return_dict=False)(pixel_values), tuple)
+    assert len(build_model(output_hidden_states=True)(batch["pixel_values"]).hidden_states) == 3
+    assert isinstance(build_model(return_dict=False)(batch["pixel_values"]), tuple)
 
 
 def test_predicted_names_are_the_best_and_those_above_their_threshold(build_model):
@@ -243,23 +239,15 @@ def edit_checkpoint(folder: Path, edit) -> None:
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}, {"save_original_format": True}])
 def test_every_tensor_survives_saving_and_loading(trained_model, tmp_path, options):
     trained_model.save_pretrained(tmp_path, **options)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or "max_shard_size" in options
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == ("max_shard_size" in options)
     torch.manual_seed(99)
     loaded = ArtGraphViTForImageClassification.from_pretrained(tmp_path)
     expected = trained_model.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     assert not loaded.training
-
-
-def test_a_large_model_is_saved_in_several_files(trained_model, tmp_path):
-    trained_model.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-
-
-def test_tensors_are_saved_under_the_names_they_have_in_memory(trained_model, tmp_path):
-    trained_model.save_pretrained(tmp_path)
-    assert load_file(tmp_path / "model.safetensors").keys() == trained_model.state_dict().keys()
+    if not options:  # under the names they have in memory, which Trainer expects of a checkpoint
+        assert load_file(tmp_path / "model.safetensors").keys() == expected.keys()
 
 
 @pytest.mark.parametrize(
@@ -294,12 +282,8 @@ def test_other_shapes_are_accepted_on_request_and_the_loading_info_is_returned(t
     assert torch.equal(model.heads["genre"].weight, trained_model.heads["genre"].weight)
     assert torch.equal(model.log_variances, trained_model.log_variances)
     assert torch.equal(model.heads["artist"].class_weights, trained_model.heads["artist"].class_weights)
-
-
-def test_accepting_other_shapes_accepts_nothing_else(trained_model, tmp_path):
-    trained_model.save_pretrained(tmp_path)
     edit_checkpoint(tmp_path, lambda tensors: tensors.pop("heads.genre.bias"))
-    with pytest.raises(ValueError, match=r"heads\.genre\.bias"):
+    with pytest.raises(ValueError, match=r"heads\.genre\.bias"):  # and nothing else is accepted
         ArtGraphViTForImageClassification.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
@@ -323,6 +307,11 @@ def test_in_bfloat16_log_variances_and_class_weights_stay_float32(trained_model,
     assert output.logits["genre"].dtype == torch.bfloat16
     assert output.loss.dtype == torch.float32
     assert output.loss.item() == pytest.approx(trained_model(**batch).loss.item(), rel=0.05)
+    model.save_pretrained(tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    again = ArtGraphViTForImageClassification.from_pretrained(tmp_path / "half")  # as it was saved
+    assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
+    assert ArtGraphViTForImageClassification.from_pretrained(tmp_path).dtype == torch.float32
 
 
 FRESH_PROCESS = """
@@ -344,6 +333,7 @@ torch.save(logits, sys.argv[4])
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_logits_with_the_package_and_with_the_code_in_the_folder(
     trained_model, tmp_path, monkeypatch
 ):
@@ -379,7 +369,8 @@ def test_a_frozen_backbone_stays_in_eval_mode_and_builds_no_graph(build_model, m
     assert not output.pooled.requires_grad
     assert torch.equal(output.pooled, model(**make_batch()).pooled)  # no dropout inside the backbone
     output.loss.backward()
-    assert all(p.grad is None and not p.requires_grad for p in model.backbone.parameters())
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.requires_grad for p in model.parameters())  # or wrapping it for several processes would be anew
     assert all(head.weight.grad.any() for head in model.heads.values())
 
 
@@ -404,14 +395,6 @@ def test_an_unfrozen_backbone_learns_again(build_model, make_batch):
     assert all(module.training for module in model.backbone.modules())
     model(**make_batch()).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_a_model_of_a_frozen_one_s_checkpoint_is_trainable(build_model, tmp_path):
-    model = build_model()
-    model.freeze_backbone()
-    model.save_pretrained(tmp_path)
-    loaded = ArtGraphViTForImageClassification.from_pretrained(tmp_path)
-    assert all(p.requires_grad for p in loaded.parameters())
 
 
 def test_dropout_stands_before_the_heads_and_in_training_only(build_model):

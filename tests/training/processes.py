@@ -5,34 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 
 
 def run_tiny(
-    *arguments: object,
-    processes: int = 1,
-    check: bool = True,
-    script: Path = SCRIPT,
-    config: str | None = None,
-    packages: str = "",
-    **options,
+    *arguments: object, processes: int = 1, check: bool = True, script: Path = SCRIPT, **options
 ) -> subprocess.CompletedProcess:
-    """Runs tiny.py, or another script, on that many CPU processes, or with a file of configs/accelerate, and perhaps
-    with a further folder of `packages`.
-    """
+    """Runs tiny.py, or another script, on that many CPU processes."""
     launcher = [sys.executable]
-    if config is not None:
-        path = SCRIPT.parents[2] / "configs" / "accelerate" / config
-        launcher += ["-m", "accelerate.commands.launch", f"--config_file={path}", f"--num_processes={processes}"]
-        launcher += ["--mixed_precision=no"]
-    elif processes > 1:
+    if processes > 1:
         # A free port of its own: two tests at a time must not meet.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*launcher, str(script), *map(str, arguments)]
-    path = os.pathsep.join(filter(None, [str(SCRIPT.parents[2]), packages]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
@@ -40,3 +29,27 @@ def run_tiny(
 
 def final_weights(folder: Path, process: int = 0) -> dict:
     return load_file(folder / f"final-{process}.safetensors")
+
+
+def assert_close(actual: dict, expected: dict, tolerance: float = 0.0) -> None:
+    """Tensors by name; by default to the last bit."""
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        one, other = torch.as_tensor(actual[name]), torch.as_tensor(expected[name])
+        if tolerance == 0:
+            assert torch.equal(one, other), name
+        else:
+            torch.testing.assert_close(one, other, atol=tolerance, rtol=10 * tolerance)
+
+
+def without_times(entry: dict) -> dict:
+    """Without what depends on the clock; `train_loss` is about the last call of `train` only."""
+    return {name: value for name, value in entry.items() if not name.endswith(("time", "per_second", "train_loss"))}
+
+
+def assert_same_logs(actual: list[dict], expected: list[dict]) -> None:
+    """Log histories, floats to 1e-6."""
+    histories = [[entry for entry in map(without_times, log) if len(entry) > 3] for log in (actual, expected)]
+    assert len(histories[0]) == len(histories[1]) > 3
+    for one, other in zip(*histories, strict=True):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-6)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
@@ -17,7 +16,7 @@ from artgraph_vit.loading import load_model, verify_checkpoint, write_manifest
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.checkpoints import RunRecord, checkpoint_to_resume, saving
 
-from .processes import run_tiny
+from .processes import assert_close, run_tiny
 from .tiny import RandomArtworks, tiny_trainer
 
 
@@ -131,16 +130,36 @@ def test_a_run_resumes_only_what_is_its_own(finished, tmp_path):
     turned.config.tasks = [task.with_labels(task.labels[::-1]) for task in turned.config.tasks]
     with pytest.raises(UserError, match="other tasks or labels than this run's"):
         turned.train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(UserError, match=r"made with learning_rate=0.002, and this run has learning_rate=0.1"):
+        tiny_trainer(tmp_path, learning_rate=0.1).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(UserError, match="made with frozen_epochs=2, and this run has frozen_epochs=1"):
+        tiny_trainer(tmp_path, frozen_epochs=1).train(resume_from_checkpoint=checkpoint)
 
 
-def test_a_checkpoint_of_plain_trainer_is_refused(finished, tmp_path):
+def test_going_on_for_longer_is_no_other_run(finished, tmp_path):
+    longer = tiny_trainer(tmp_path, num_train_epochs=5, load_best_model_at_end=False)
+    longer.train(resume_from_checkpoint=str(finished / "checkpoint-12"))
+    assert longer.state.global_step == 20
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (None, "was not written by ArtGraphTrainer"),
+        ({"args": {"phase": "heads"}, "attributes": {}}, r"was written by artgraph_vit 0\.1, .*: finish the run with"),
+    ],
+    ids=["plain Trainer", "an older version"],
+)
+def test_a_checkpoint_of_another_trainer_is_refused(finished, tmp_path, record, message):
     checkpoint = tmp_path / "checkpoint-8"
     shutil.copytree(finished / "checkpoint-8", checkpoint)
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     del state["stateful_callbacks"]["RunRecord"]
+    if record is not None:
+        state["stateful_callbacks"]["RunRecord"] = record
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     write_manifest(checkpoint)
-    with pytest.raises(UserError, match="was not written by ArtGraphTrainer"):
+    with pytest.raises(UserError, match=message):
         tiny_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -165,18 +184,17 @@ def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
     assert len(list(checkpoint.glob("model-*.safetensors"))) > 2
     write_manifest(checkpoint)
     loaded = ArtGraphViTForImageClassification.from_pretrained(checkpoint)
-    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert_close(dict(loaded.state_dict()), dict(model.state_dict()))
 
     trainer = tiny_trainer(tmp_path / "resumed", seed=5, load_best_model_at_end=False)
     trainer.train(resume_from_checkpoint=str(checkpoint))
-    expected = load_file(finished / "checkpoint-16" / "model.safetensors")
-    assert all(torch.equal(trainer.model.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert_close(dict(trainer.model.state_dict()), load_file(finished / "checkpoint-16" / "model.safetensors"))
 
     index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
     shard = checkpoint / index["weight_map"]["heads.artist.bias"]
     shard.unlink()
     write_manifest(checkpoint)
-    with pytest.raises((UserError, OSError)):
+    with pytest.raises(UserError, match="does not hold exactly the model's tensors: .* missing"):
         tiny_trainer(tmp_path / "lacking").train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -195,9 +213,10 @@ def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
 
 
 def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))  # the optimizer of phase full is larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000))  # the optimizer of phase full is larger
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_loses_nothing_that_was_saved(tmp_path):
     """The system refuses to let a file grow, as it does on a full disk, at the first checkpoint of phase full."""
     failed = run_tiny(tmp_path, "load_best_model_at_end=false", check=False, preexec_fn=limit_file_size)
@@ -211,31 +230,6 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_saved(tmp_path):
     assert verify_checkpoint(tmp_path / "checkpoint-16") is None
 
 
-@pytest.mark.parametrize("options", [{"max_steps": 10}, {"num_train_epochs": 2.5}, {"max_steps": 6}])
-def test_a_finished_run_started_again_trains_no_further(tmp_path, options):
-    """Also where it ends in the middle of an epoch, in either phase."""
-    options = {"load_best_model_at_end": False, "save_strategy": "steps", "save_steps": 2, **options}
-    whole = tiny_trainer(tmp_path, **options)
-    whole.train()
-    again = tiny_trainer(tmp_path, seed=3, **options)
-    again.train(resume_from_checkpoint="last")
-    assert again.state.global_step == whole.state.global_step
-    assert all(torch.equal(again.model.state_dict()[name], t) for name, t in whole.model.state_dict().items())
-
-
-def test_early_stopping_goes_on_counting(tmp_path):
-    options = {"num_train_epochs": 12, "learning_rate": 0.0, "weight_decay": 0.0, "save_total_limit": None}
-    stopping = {"callbacks": [EarlyStoppingCallback(3)]}
-    whole = tiny_trainer(tmp_path, **options, **stopping)  # phase full learns nothing: it stops soon after it began
-    whole.train()
-    end = whole.state.global_step
-    assert end < 48
-    for step in (end - 4, end):
-        resumed = tiny_trainer(tmp_path / f"from-{step}", callbacks=[EarlyStoppingCallback(3)], **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        assert resumed.state.global_step == end
-
-
 def test_the_best_checkpoint_is_found_beside_the_others_or_missed_at_once(tmp_path):
     options = {"learning_rate": 0.5, "max_grad_norm": 0.0}
     trainer = tiny_trainer(tmp_path / "run", **options)
@@ -245,7 +239,7 @@ def test_the_best_checkpoint_is_found_beside_the_others_or_missed_at_once(tmp_pa
     moved = tiny_trainer(tmp_path / "moved", seed=4, **options)
     moved.train(resume_from_checkpoint="last")
     assert Path(moved.state.best_model_checkpoint) == tmp_path / "moved" / best
-    assert all(torch.equal(moved.model.state_dict()[name], t) for name, t in trainer.model.state_dict().items())
+    assert_close(dict(moved.model.state_dict()), dict(trainer.model.state_dict()))
     shutil.rmtree(tmp_path / "moved" / best)
     with pytest.raises(UserError, match=rf"The best checkpoint so far, .*{best}, is not whole: it is missing"):
         tiny_trainer(tmp_path / "moved", **options).train(resume_from_checkpoint="last")
@@ -280,13 +274,13 @@ def test_an_option_that_an_older_checkpoint_does_not_know_had_its_default():
     older = RunRecord(recipe={"learning_rate": 1e-3}, train_rows=5, global_batch_size=8)
     now = {"learning_rate": 1e-3, "layer_decay": 1.0, "ema_decay": None, "class_weights": "balanced"}
     same = {"train_rows": 5, "global_batch_size": 8}
-    RunRecord(recipe=now, **same).refuse_other(older, "checkpoint-1")
+    RunRecord(recipe=now, **same).check_same(older, "checkpoint-1")
     with pytest.raises(UserError, match=r"made with layer_decay=1\.0, and this run has layer_decay=0\.5"):
-        RunRecord(recipe=now | {"layer_decay": 0.5}, **same).refuse_other(older, "checkpoint-1")
+        RunRecord(recipe=now | {"layer_decay": 0.5}, **same).check_same(older, "checkpoint-1")
 
 
 def test_a_tuned_model_is_not_trained_further(tmp_path):
     trainer = tiny_trainer(tmp_path)
     trainer.model.config.temperatures = {"genre": 2.0}
-    with pytest.raises(UserError, match="was tuned, and would train through its temperatures and offsets: set"):
+    with pytest.raises(UserError, match="was tuned, and would train through its temperatures: set"):
         trainer.train()

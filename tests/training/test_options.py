@@ -1,5 +1,6 @@
 """Options: a YAML file, the command line over it, and errors that say what to do."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -79,15 +80,8 @@ def test_no_argument_reads_the_default_config(tmp_path):
         ({"frozen_epoch": 3}, [], "unknown option 'frozen_epoch': did you mean frozen_epochs?"),
         ({}, ["--min_cuont", "3"], "there is no option '--min_cuont': did you mean --min_count?"),
         ({"min_count": "many"}, [], "invalid int value: 'many'"),
-        ({"frozen_epochs": 36}, [], "frozen_epochs=36: use a whole number from 0 to num_train_epochs (35)"),
         ({"on_bad_image": "ignore"}, [], "invalid choice: 'ignore'"),
-        ({"remove_unused_columns": True}, [], "remove_unused_columns=True: ArtGraphTrainer needs False"),
         ({"tasks": "artist", "seed": [1, 2]}, [], "there is no option '2'"),
-        ({"fp16": True, "use_cpu": True}, [], "fp16 needs a GPU"),
-        ({"num_train_epochs": -1, "frozen_epochs": 0}, [], "num_train_epochs=-1: use a number above 0"),
-        ({"bf16_full_eval": True}, [], "would round the weights for good"),
-        ({"accelerator_config": {"dispatch_batches": True}}, [], "split_batches and dispatch_batches must be false"),
-        ({"push_to_hub": True}, [], "run scripts/push.py afterwards"),
         ({"source": ""}, [], "There is no source: pass --source"),
         ({"columns": "tags"}, [], "is not JSON"),
     ],
@@ -97,6 +91,86 @@ def test_a_wrong_option_is_one_sentence(tmp_path, capsys, options, argv, message
         parse(write(tmp_path, **options), *argv)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+# What `ArtGraphTrainingArguments` refuses before anything is loaded; without an option is what it would otherwise be.
+STEPS = {"eval_strategy": "steps", "save_strategy": "steps"}
+REFUSED = [
+    ({"frozen_epochs": 36}, r"^frozen_epochs=36: use a whole number from 0 to num_train_epochs \(35\)\.$"),
+    ({"frozen_epochs": 1.5}, r"^frozen_epochs=1\.5: use a whole number"),
+    ({"num_train_epochs": -1, "frozen_epochs": 0}, r"^num_train_epochs=-1: use a number above 0\.$"),
+    ({"layer_decay": 0.0}, r"^layer_decay=0: use a number above 0, at most 1, such as 0\.75\.$"),
+    ({"layer_decay": 1.1}, "^layer_decay=1.1: use a number above 0"),
+    ({"layer_decay": 0.5, "frozen_epochs": 35}, "^layer_decay is for the second phase, and there is none"),
+    ({"lr_scheduler_type": "cosine", "warmup_steps": 1.5}, r"^warmup_steps=1\.5: use a whole number, or a part"),
+    ({"warmup_steps": 0.1}, "^warmup_steps=0.1 does nothing with lr_scheduler_type='constant': use cosine or"),
+    ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "^lr_scheduler_type='reduce_lr_on_plateau' knows no phases"),
+    *(({"ema_decay": decay}, "^ema_decay=.*: use a number between 0 and 1, such as") for decay in (0.0, 1.0, -0.5)),
+    *(({"mixup_alpha": alpha}, "^mixup_alpha=.*: use a number of at least 0") for alpha in (-0.1, math.inf, math.nan)),
+    ({"metric_for_best_model": "eval_loss"}, "^metric_for_best_model=loss is best where it is small: pass --greater_"),
+    ({**STEPS, "eval_steps": 3, "save_steps": 6}, "^load_best_model_at_end needs a checkpoint at each evaluation"),
+    ({**STEPS, "eval_steps": 6, "save_steps": 3}, "^load_best_model_at_end needs a checkpoint at each evaluation"),
+    ({"save_strategy": "no"}, "^load_best_model_at_end needs a checkpoint at each evaluation"),
+    ({"optim": "galore_adamw"}, "^optim='galore_adamw' groups parameters itself, as the phases do"),
+    ({"optim": "lomo", "layer_decay": 0.5}, "^optim='lomo' groups parameters itself"),
+    ({"fp16": True}, "^fp16 needs a GPU"),
+    ({"bf16_full_eval": True}, "^bf16_full_eval=True: leave it out; it would round the weights for good: use bf16"),
+    ({"fp16_full_eval": True}, "^fp16_full_eval=True: leave it out"),
+    ({"remove_unused_columns": True}, "^remove_unused_columns=True: leave it out; pictures are decoded when"),
+    ({"label_names": ["artist"]}, "^label_names=.*: leave it out; the collator gives labels under this name"),
+    ({"batch_eval_metrics": False}, "^batch_eval_metrics=False: leave it out; metrics are counters"),
+    ({"prediction_loss_only": True}, "^prediction_loss_only=True: leave it out; the metrics need the logits"),
+    ({"include_for_metrics": ["inputs"]}, "^include_for_metrics=.*: leave it out; metrics are the trainer's own"),
+    ({"label_smoothing_factor": 0.1}, "^label_smoothing_factor=0.1: leave it out; .*: use label_smoothing"),
+    ({"push_to_hub": True}, "^push_to_hub=True: leave it out; .*: run scripts/push.py afterwards"),
+    ({"auto_find_batch_size": True}, "^auto_find_batch_size=True: leave it out; .*: choose a smaller one"),
+    ({"enable_jit_checkpoint": True}, "^enable_jit_checkpoint=True: leave it out; .*: use save_steps"),
+    ({"restore_callback_states_from_checkpoint": True}, "^restore_callback_states_from_checkpoint=True: leave it out"),
+    ({"dataloader_in_order": False}, "^dataloader_in_order=False: leave it out; a resumed run skips"),
+    ({"ignore_data_skip": True}, "^ignore_data_skip=True: leave it out; a resumed run would see rows twice"),
+    ({"train_sampling_strategy": "group_by_length"}, "^train_sampling_strategy=.*: leave it out; pictures have no len"),
+    ({"optim_target_modules": "all"}, "^optim_target_modules='all': leave it out"),
+    ({"deepspeed": "zero2.json"}, "^deepspeed='zero2.json': leave it out; DDP is the engine: with --bf16 and"),
+    ({"fsdp": "full_shard"}, "^fsdp=.*full_shard.*: leave it out; DDP is the engine: with --bf16 and"),
+    *(
+        ({"accelerator_config": {name: value}}, f"^accelerator_config: {name} must be {str(not value).lower()}, as by")
+        for name, value in {
+            **{"split_batches": True, "dispatch_batches": True, "even_batches": False, "use_seedable_sampler": False},
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REFUSED, ids=lambda value: ", ".join(value) if isinstance(value, dict) else "")
+def test_an_option_with_which_training_would_be_wrong_is_one_sentence(tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence) as refused:
+        ArtGraphTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("variable", "engine"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_a_launcher_that_asks_for_another_engine_is_told_what_there_is(tmp_path, monkeypatch, variable, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(UserError, match=rf"^The launcher asks for {engine}: use .*several_gpus\.yaml\. DDP is the"):
+        ArtGraphTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"log_variance_init": "auto", "task_weighting": "equal"},
+            "log_variance_init='auto' is for task_weighting 'uncertainty'",
+        ),
+        ({"log_variance_init": "prior"}, "log_variance_init='prior': use a number, or auto"),
+        ({"log_variance_init": "nan"}, "log_variance_init='nan': use a number, or auto"),
+        ({"task_weights": "artist=1"}, "is not JSON like"),
+        *(({"drop_path_rate": rate}, "drop_path_rate=.*: use a number from 0 to below 1") for rate in (-0.1, 1.0)),
+    ],
+)
+def test_options_of_the_model_that_cannot_be_meant(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelArguments(**options)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path, capsys):

@@ -160,7 +160,7 @@ def tiny_model(seed: int = 0, **config) -> ArtGraphViTForImageClassification:
 
 
 def tiny_trainer(
-    output_dir, seed: int = 0, callbacks=(), head_dropout: float = 0.1, datasets=None, **options
+    output_dir, seed: int = 0, callbacks=(), head_dropout: float = 0.1, datasets=None, model=None, **options
 ) -> ArtGraphTrainer:
     defaults = {
         "num_train_epochs": 4,
@@ -177,7 +177,7 @@ def tiny_trainer(
     args = ArtGraphTrainingArguments(output_dir=str(output_dir), **(defaults | options))
     train, evaluation = datasets or (RandomArtworks(TRAIN_ROWS, seed=1), RandomArtworks(EVAL_ROWS, seed=2))
     return ArtGraphTrainer(
-        model=tiny_model(seed, head_dropout=head_dropout),
+        model=model or tiny_model(seed, head_dropout=head_dropout),
         args=args,
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=train,
@@ -185,6 +185,12 @@ def tiny_trainer(
         processing_class=image_processor(),
         callbacks=list(callbacks),
     )
+
+
+def end_workers(trainer: ArtGraphTrainer) -> None:
+    """Ends persistent workers; the garbage collector, to which a trainer is left, waits 5 seconds for each."""
+    trainer.callback_handler.train_dataloader = trainer.callback_handler.eval_dataloader = None
+    trainer.accelerator._dataloaders.clear()
 
 
 def main() -> None:
