@@ -1,8 +1,7 @@
 """`FiniteLossCheck`: a loss that is not finite stops training before it reaches the weights, and names its rows.
 
 Whether a loss is finite is known on the GPU only when the forward pass is over. The answer is asked for after the
-backward pass was handed over, so the GPU has work while the process waits. The norm of the gradient is looked at one
-step later, and before anything is saved, for the same reason.
+backward pass was handed over, so the GPU has work while the process waits.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ class FiniteLossCheck(TrainerCallback):
     def __init__(self, model: ArtGraphViTForImageClassification):
         self.model = model
         self._micro_batches: list[_MicroBatch] = []
-        self._gradients: dict[int, _Answer] = {}  # by step
 
     def add(self, output: Any, targets: Mapping[str, Target], names: Sequence[str] | None) -> None:
         """Takes note of a micro-batch of the step that is under way, and of the targets of its losses."""
@@ -62,36 +60,11 @@ class FiniteLossCheck(TrainerCallback):
         logits = {name: values.detach() for name, values in output.logits.items()}
         self._micro_batches.append(_MicroBatch(_Answer(losses), logits, targets, names))
 
-    def add_gradient_norm(self, norm: Tensor, step: int) -> None:
-        """Takes note of the norm of a step's gradient, which is 0-dimensional."""
-        self._gradients[step] = _Answer(norm.detach())
-
-    def raise_if_a_gradient_was_not_finite(self) -> None:
-        """Raises:
-        UserError: names the step.
-        """
-        for step, is_finite in self._gradients.items():
-            if not is_finite:
-                self._gradients = {}
-                raise UserError(
-                    f"Step {step}: the gradient is not finite, though the losses are: lower learning_rate. Training "
-                    "stopped before anything was saved after it; resume from the last checkpoint."
-                )
-        self._gradients = {}
-
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        now = self._gradients.pop(state.global_step + 1, None)
-        self.raise_if_a_gradient_was_not_finite()  # of the step before: it spoilt the weights, and so these losses
-        for batch in self._micro_batches:
+        batches, self._micro_batches = self._micro_batches, []
+        for batch in batches:
             if not batch.is_finite:
-                self._micro_batches = []
                 raise UserError(self._describe(batch, state.global_step + 1, args.process_index))
-        self._micro_batches = []
-        if now is not None:
-            self._gradients[state.global_step + 1] = now
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.raise_if_a_gradient_was_not_finite()
 
     @torch.no_grad()
     def _describe(self, batch: _MicroBatch, step: int, process: int) -> str:

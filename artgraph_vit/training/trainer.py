@@ -6,10 +6,10 @@ From top to bottom: one optimizer step, the phases, what is logged, evaluation, 
 - The phases are parameter groups of one optimizer (phases.py). In phase `heads` the features of the backbone are
   computed once (features.py), if train pictures stay the same.
 - Evaluation keeps counters and sums, never all logits, and counts each row once.
-Four private methods of `Trainer` are overridden, where it has no hook; tests/training holds each against the installed
+Three private methods of `Trainer` are overridden, where it has no hook; tests/training holds each against the installed
 version: `_get_dataloader` (a stream divides itself, drop_last is about training alone, a loader draws from no random
-state but its own), `_get_grad_norm` (whether it is finite), `_init_training_state` (a finished run trains no further),
-`_save_checkpoint` (whole before older ones go).
+state but its own), `_init_training_state` (a finished run trains no further), `_save_checkpoint` (whole before older
+ones go).
 """
 
 from __future__ import annotations
@@ -254,13 +254,6 @@ class ArtGraphTrainer(Trainer):
             raise UserError("The pixels come as bytes: pass the image processor to the trainer as processing_class.")
         return {**inputs, "pixel_values": self.normalizer(pixels)}
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        """As in `Trainer`, which asks for it at each step; fp16 may overflow, and its scaler then skips the step."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.mixed_precision != "fp16":
-            self._finite.add_gradient_norm(torch.as_tensor(norm), self.state.global_step + 1)
-        return norm
-
     # ---- phases ----
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):  # a static method of `Trainer`, called on the object
@@ -445,14 +438,18 @@ class ArtGraphTrainer(Trainer):
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`; during training, the average of the weights, if there is one."""
+        """As in `Trainer`; during training, the average of the weights, if there is one. Only if all are finite."""
         with self._average.in_place():
+            if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+                raise UserError(
+                    f"Step {self.state.global_step}: the weights are not finite any more, though the losses were: lower "
+                    "learning_rate. They were not saved; resume from the last checkpoint."
+                )
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial):
         """Writes a checkpoint and the list of its files, and only then deletes older ones."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        self._finite.raise_if_a_gradient_was_not_finite()
         loss = self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item()
         sums = self.accelerator.reduce(self._train_sums, reduction="sum").tolist()
         self._record.unlogged = {"loss": loss, "task_sums": sums, "last_logged_step": self._globalstep_last_logged}

@@ -91,7 +91,6 @@ def test_a_run_may_have_one_phase_only(tmp_path, frozen_epochs):
 # What is relied on of each private method that is overridden: the parameters, by name.
 OVERRIDDEN = {
     "_get_dataloader": {"dataset", "description", "batch_size", "sampler_fn", "is_training"},
-    "_get_grad_norm": {"model", "grad_norm"},
     "_init_training_state": {
         *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
     },
