@@ -210,6 +210,10 @@ class ArtGraphTrainingArguments(TrainingArguments):
         self._check_schedule()
         if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:  # each would train alone, into one folder
             raise UserError("The launcher's processes do not see each other, for there is no GPU: pass --use_cpu.")
+        if self.n_gpu > 1:  # nn.DataParallel, with which a batch is no batch of the recipe
+            raise UserError(
+                f"One process sees {self.n_gpu} GPUs: start the script with `accelerate launch`, one process a GPU."
+            )
         if self.device.type == "cpu" and self.mixed_precision == "fp16":  # Trainer would train in float32 instead
             raise ValueError("fp16 needs a GPU: leave it out, or use bf16, which CPUs have too.")
         if not self.ddp_find_unused_parameters and self.frozen_epochs and self.world_size > 1:

@@ -69,7 +69,7 @@ class ArtGraphTrainer(Trainer):
         kwargs: as for `Trainer`; metrics are the trainer's own, so there is no `compute_metrics`.
 
     Raises:
-        ValueError: if one process would drive several GPUs (`nn.DataParallel`), or an optimizer is given.
+        ValueError: if an optimizer is given.
         UserError: if the metric for the best model is unknown.
     """
 
@@ -84,10 +84,6 @@ class ArtGraphTrainer(Trainer):
         recipe: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"One process sees {args.n_gpu} GPUs: start the script with `accelerate launch`, one process a GPU."
-            )
         if "optimizers" in kwargs or "optimizer_cls_and_kwargs" in kwargs:
             raise ValueError("The phases are groups of the trainer's own optimizer: choose it by args.optim.")
         if isinstance(kwargs.get("data_collator"), ArtGraphCollator):
@@ -421,9 +417,8 @@ class ArtGraphTrainer(Trainer):
         targets = self.model.make_targets(labels)
         sums = torch.stack([self.model.loss_numerators(logits, targets), *self.model.loss_denominators(targets)])
         self._eval_sums = self._eval_sums.to(sums.device) + sums.double()
-        return self._finish_evaluation() if compute_result else {}
-
-    def _finish_evaluation(self) -> dict[str, float]:
+        if not compute_result:
+            return {}
         metrics = self.metrics.compute()
         numerators, denominators, rows = self._eval_sums
         losses = numerators / torch.where(rows > 0, denominators, 1.0)
