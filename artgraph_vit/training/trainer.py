@@ -6,10 +6,10 @@ From top to bottom: one optimizer step, the phases, what is logged, evaluation, 
 - The phases are parameter groups of one optimizer (phases.py). In phase `heads` the features of the backbone are
   computed once (features.py), if train pictures stay the same.
 - Evaluation keeps counters and sums, never all logits, and counts each row once.
-Three private methods of `Trainer` are overridden, where it has no hook; tests/training holds each against the installed
-version: `_get_dataloader` (a stream divides itself, drop_last is about training alone, a loader draws from no random
-state but its own), `_init_training_state` (a finished run trains no further), `_save_checkpoint` (whole before older
-ones go).
+Three private methods of `Trainer` are overridden, where it has no hook; tests/training holds each against the
+installed version: `_get_dataloader` (a stream divides itself, drop_last is about training alone, a loader draws from
+no random state but its own), `_init_training_state` (a finished run trains no further), `_save_checkpoint` (whole
+before older ones go).
 """
 
 from __future__ import annotations
@@ -371,9 +371,7 @@ class ArtGraphTrainer(Trainer):
         return self._means(self._train_sums)
 
     def _means(self, sums: torch.Tensor) -> dict[str, float]:
-        numerators, denominators = sums.tolist()
-        names = (task.name for task in self.config.tasks)
-        return {name: n / d for name, n, d in zip(names, numerators, denominators, strict=True) if d > 0}
+        return {name: n / d for name, n, d in zip(self.model.heads, *sums.tolist(), strict=True) if d > 0}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss of each task since the last log, and the weight that such a loss has now, to training's."""
@@ -382,8 +380,7 @@ class ArtGraphTrainer(Trainer):
             self._train_sums = torch.zeros_like(self._train_sums)
             weights = self.model.task_weights()[0].tolist()
             logs |= {f"{name}_loss": loss for name, loss in losses.items()}
-            names = (task.name for task in self.config.tasks)
-            logs |= {f"{name}_weight": weight for name, weight in zip(names, weights, strict=True)}
+            logs |= {f"{name}_weight": weight for name, weight in zip(self.model.heads, weights, strict=True)}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs) -> int:
@@ -437,8 +434,8 @@ class ArtGraphTrainer(Trainer):
         with self._average.in_place():
             if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
                 raise UserError(
-                    f"Step {self.state.global_step}: the weights are not finite any more, though the losses were: lower "
-                    "learning_rate. They were not saved; resume from the last checkpoint."
+                    f"Step {self.state.global_step}: the weights are not finite any more, though the losses were: "
+                    "lower learning_rate. They were not saved; resume from the last checkpoint."
                 )
             super().save_model(output_dir, _internal_call)
 

@@ -108,14 +108,16 @@ def test_what_was_saved_before_stays_whole(tmp_path):
 
 @pytest.mark.parametrize("step", [2, 4, 16])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, step):
-    """The gradient breaks at a step within an epoch, at an epoch's last, and at the run's last; no loss has shown it."""
+    """The gradient breaks within an epoch, at an epoch's last step, and at the run's last; no loss has shown it."""
     trainer = tiny_trainer(tmp_path, frozen_epochs=0, save_total_limit=None)
 
     def spoil(gradient):
         return gradient * float("nan") if trainer.state.global_step == step - 1 else gradient
 
     trainer.model.heads["genre"].weight.register_hook(spoil)
-    with pytest.raises(UserError, match=rf"^Step ({step}: the weights are not finite any more|{step + 1}: the loss of)"):
+    with pytest.raises(
+        UserError, match=rf"^Step ({step}: the weights are not finite any more|{step + 1}: the loss of)"
+    ):
         trainer.train()
     for checkpoint in tmp_path.glob("checkpoint-*"):
         weights = load_file(checkpoint / "model.safetensors")
