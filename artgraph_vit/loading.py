@@ -39,7 +39,9 @@ def load_model(
             raise UserError(f"The checkpoint {name_or_path!r} is not whole: {problem}.")
     with as_user_error(f"The checkpoint {name_or_path!r} cannot be loaded"):
         model = ArtGraphViTForImageClassification.from_pretrained(
-            name_or_path, revision=revision, dtype=torch.float32  # in whatever it was saved: pixels come in float32
+            name_or_path,
+            revision=revision,
+            dtype=torch.float32,  # in whatever it was saved: pixels come in float32
         )
         image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         return model, image_processor

@@ -99,7 +99,9 @@ def multi_label_denominator(target: Target, reduction: str, dtype: torch.dtype =
 
     "all_rows" is how the source document's figures were made: rows without a label count in the mean as zeros.
     """
-    return known_rows(target, dtype) if reduction == "known_rows" else target[0].new_tensor(len(target[0]), dtype=dtype)
+    return (
+        known_rows(target, dtype) if reduction == "known_rows" else target[0].new_tensor(len(target[0]), dtype=dtype)
+    )
 
 
 def task_weights(
