@@ -209,14 +209,6 @@ def test_a_backbone_that_lacks_a_tensor_is_refused(tmp_path, tasks, tiny):
         ArtGraphViTForImageClassification.from_backbone(tmp_path, tasks)
 
 
-def test_a_pickled_backbone_is_refused(tmp_path, tasks, tiny):
-    backbone = save_backbone(ViTConfig(**tiny), tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(backbone.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        ArtGraphViTForImageClassification.from_backbone(tmp_path, tasks)
-
-
 # Model: its own checkpoints
 
 
@@ -287,12 +279,17 @@ def test_other_shapes_are_accepted_on_request_and_the_loading_info_is_returned(t
         ArtGraphViTForImageClassification.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
-def test_a_pickled_checkpoint_is_refused(trained_model, tmp_path):
+def test_pickles_are_refused(trained_model, tmp_path, tasks, tiny):
     trained_model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(trained_model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         ArtGraphViTForImageClassification.from_pretrained(tmp_path)
+    backbone = save_backbone(ViTConfig(**tiny), tmp_path / "backbone")
+    (tmp_path / "backbone" / "model.safetensors").unlink()
+    torch.save(backbone.state_dict(), tmp_path / "backbone" / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        ArtGraphViTForImageClassification.from_backbone(tmp_path / "backbone", tasks)
 
 
 def test_in_bfloat16_log_variances_and_class_weights_stay_float32(trained_model, tmp_path, make_batch):

@@ -194,7 +194,7 @@ def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
     shard = checkpoint / index["weight_map"]["heads.artist.bias"]
     shard.unlink()
     write_manifest(checkpoint)
-    with pytest.raises(UserError, match="does not hold exactly the model's tensors: .* missing"):
+    with pytest.raises(UserError, match=r"does not hold exactly the model's tensors: .* missing"):
         tiny_trainer(tmp_path / "lacking").train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -171,16 +171,6 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_several_cpu_starts_two_processes(tmp_path):
-    log = tmp_path / "log"
-    machine = start_machine(log, "several_cpu", SCRIPT, tmp_path, "num_train_epochs=2", "frozen_epochs=1")
-    with ended(machine):
-        assert wait_for(machine) == [0], log.read_text()[-3000:]
-    assert (tmp_path / "world-size-2").exists()
-    assert_close(final_weights(tmp_path, 0), final_weights(tmp_path, 1))
-
-
-@pytest.mark.slow
 def test_two_machines_killed_and_resumed_train_the_model_of_one_process(tmp_path):
     """Four processes under two launchers, killed in phase `full`; the best checkpoint is not the last."""
     # Epoch 3 of 4 is best by this metric, so the best checkpoint is from before the kill and the last from after it.

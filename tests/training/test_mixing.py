@@ -1,4 +1,7 @@
-"""Training on mixed pictures: the loss that it has, and that it does not depend on how a step is divided."""
+"""Training on mixed pictures: the loss that it has, and that it does not depend on how a step is divided.
+
+Masks and class weights of mixed labels are in tests/model/test_losses.py, entry by entry.
+"""
 
 import math
 
@@ -15,8 +18,6 @@ from artgraph_vit.training import trainer as trainer_module
 from .exact import UnevenArtworks
 from .processes import without_times
 from .tiny import TASKS, RandomArtworks, tiny_trainer
-
-WEIGHTS = {"artist": [0.25, 5.0, 1.0], "genre": [0.75, 1.5]}
 
 
 class Recorder(TrainerCallback):
@@ -99,38 +100,6 @@ def test_where_all_is_known_it_is_the_loss_of_soft_targets(tmp_path, monkeypatch
         assert_same_gradients(recorder.gradients[step], gradients_of(losses, model))
         for task, loss in zip(TASKS, losses, strict=True):
             assert trainer.state.log_history[step][f"{task.name}_loss"] == pytest.approx(loss.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("reduction", ["known_rows", "all_rows"])
-def test_each_label_keeps_its_mask_and_its_class_weight(tmp_path, monkeypatch, reduction):
-    """Entry by entry, over two micro-batches of a step."""
-    rows = UnevenArtworks(32, seed=1)
-    trainer, recorder = double_trainer(tmp_path, monkeypatch, rows, gradient_accumulation_steps=2)
-    trainer.model.set_class_weights({name: torch.tensor(values) for name, values in WEIGHTS.items()})
-    trainer.config.multilabel_reduction = reduction
-    trainer.train()
-    model = trainer.model.eval()
-    sums = {task.name: [torch.zeros((), dtype=torch.float64), 0.0] for task in TASKS}
-    for number, mix in enumerate(recorder.mixes):
-        logits = model(recorder.inputs[number]["pixel_values"]).logits
-        labels = ArtGraphCollator(TASKS)(rows.rows[16 * number : 16 * number + 16])["labels"]
-        for row, partner in enumerate(mix.partners.tolist()):
-            for other, part in ((row, mix.share), (partner, 1 - mix.share)):
-                for name, weights in WEIGHTS.items():
-                    label = int(labels[name][other])
-                    if label >= 0:
-                        p = torch.softmax(logits[name][row], -1)[label]
-                        sums[name][0] = sums[name][0] - part * weights[label] * torch.log(p)
-                        sums[name][1] += part * weights[label]
-                known = labels["tags"][other, 0] >= 0
-                sums["tags"][1] += part if known or reduction == "all_rows" else 0.0
-                for tag in range(3 if known else 0):
-                    p = torch.sigmoid(logits["tags"][row, tag])
-                    p = p if labels["tags"][other, tag] == 1 else 1 - p
-                    sums["tags"][0] = sums["tags"][0] - part * torch.log(p) / 3
-    losses = [numerator / denominator for numerator, denominator in sums.values()]
-    (actual,) = recorder.gradients
-    assert_same_gradients(actual, gradients_of(losses, model))
 
 
 def in_halves(rows: int, *place) -> Mix:
