@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
 
 
 def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000))  # the optimizer of phase full is larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))  # the optimizer of phase full is larger
 
 
 @pytest.mark.slow
