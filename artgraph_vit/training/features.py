@@ -105,7 +105,9 @@ def frozen_features(trainer: ArtGraphTrainer, pictures: Any) -> np.ndarray | Non
         return None
     is_mixed = pictures is trainer.train_dataset and trainer.args.mixup_alpha > 0
     if is_mixed or transform.augmentation is not None:
-        logger.info("Train pictures change from epoch to epoch: phase heads takes them, not features computed once.")
+        logger.info_once(
+            "Train pictures change from epoch to epoch: phase heads takes them, not features computed once."
+        )
         return None
     folder = Path(trainer.args.feature_cache_dir or Path(config.HF_CACHE_HOME) / "artgraph_vit" / "features")
     key = [_key(trainer, transform, pictures) if trainer.is_world_process_zero() else ""]

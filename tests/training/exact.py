@@ -83,20 +83,19 @@ def build_trainer(folder: Path, rows: int, what: str) -> ArtGraphTrainer:
         model.log_variances.copy_(torch.tensor([0.4, -0.6, 0.2]))
     if mixed:
         model.heads["tags"].positive_weights.copy_(torch.tensor([1.5, 4.0, 2.0]))
-    trainer = InOrder(
+    return InOrder(
         model=model,
         args=args,
         data_collator=ArtGraphCollator(TASKS),
         train_dataset=UnevenArtworks(rows + rows // 2, seed=1),  # the second step has half the rows
         callbacks=[KeepGradients(folder / f"gradients-{args.process_index}-{what}")],
     )
-    trainer_module.draw_mix = mix_neighbours
-    return trainer
 
 
 def main() -> None:
     folder, rows = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
+    trainer_module.draw_mix = mix_neighbours
     for what in sys.argv[3:]:
         build_trainer(folder, rows, what).train()
 

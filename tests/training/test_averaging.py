@@ -93,25 +93,6 @@ def test_checkpoints_hold_the_average_of_the_formula_and_the_weights_of_training
     assert apart.max() > 1e-3  # else the average could be anything
 
 
-def test_the_backbone_and_its_average_are_what_they_were_until_phase_heads_ends(run):
-    model = saved(run.folder, 8)
-    names = [name for name in run.weights[0] if name.startswith("backbone.")]
-    assert all(np.array_equal(model[name].numpy(), run.weights[0][name]) for name in names)
-    after = saved(run.folder, 10)
-    assert any(not np.array_equal(after[name].numpy(), run.weights[0][name]) for name in names)
-
-
-def test_an_average_that_forgets_less_than_the_warm_up_is_that_of_the_warm_up(tmp_path):
-    """(1 + t)/(10 + t) is below .999 for all steps of this run, whose average at step 1 is 2/11 of the start."""
-    short = {"num_train_epochs": 2, "frozen_epochs": 0, "save_steps": 1, "load_best_model_at_end": False}
-    run = Run(tmp_path, ema_decay=0.999, **short)
-    start, first = run.weights[0], run.weights[1]
-    one = {name: 2 / 11 * start[name] + 9 / 11 * first[name] for name in start}
-    assert_near(saved(tmp_path, 1), one)
-    second = {name: 3 / 12 * one[name] + 9 / 12 * run.weights[2][name] for name in one}
-    assert_near(saved(tmp_path, 2), second)
-
-
 def test_what_is_evaluated_is_the_average_that_is_saved(run, tmp_path):
     evaluations = {log["step"]: log for log in run.trainer.state.log_history if "eval_loss" in log}
     assert set(evaluations) == set(range(2, STEPS + 1, 2))

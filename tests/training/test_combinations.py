@@ -55,7 +55,7 @@ def test_drop_last_is_about_training_alone(tmp_path, pictures):
 
 def test_fewer_rows_than_a_batch_leave_no_step(tmp_path):
     trainer = tiny_trainer(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=64)
-    with pytest.raises(UserError, match="leaves no step: there are 50 train artworks, and a batch .* takes 64"):
+    with pytest.raises(UserError, match=r"leaves no step: there are 50 train artworks, and a batch .* takes 64"):
         trainer.train()
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from artgraph_vit.data import ArtGraphCollator
 
-from .exact import EVAL_SIZES, UnevenArtworks
+from .exact import EVAL_SIZES, UnevenArtworks, build_trainer
 from .processes import run_tiny
 from .tiny import TASKS, tiny_model
 
@@ -61,6 +61,16 @@ def relative_error(actual: dict, expected: dict) -> float:
     return math.sqrt(sum(squares) / sum((tensor**2).sum() for tensor in expected.values()))
 
 
+def test_one_process_has_the_gradient_of_the_closed_form_at_any_accumulation(tmp_path):
+    for accumulation in (1, 4, 16):
+        build_trainer(tmp_path, ROWS, str(accumulation)).train()
+        found = load_file(tmp_path / f"gradients-0-{accumulation}-0.safetensors")
+        assert relative_error(found, closed_form_gradients()) < 1e-12
+        half = [load_file(tmp_path / f"gradients-0-{number}-1.safetensors") for number in (1, accumulation)]
+        assert relative_error(half[1], half[0]) < 1e-12  # the second step has half as many rows
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 4, 16])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_steps_gradient_does_not_depend_on_the_division(runs, processes, accumulation):
@@ -73,6 +83,7 @@ def test_a_steps_gradient_does_not_depend_on_the_division(runs, processes, accum
     assert relative_error(load_file(whole / "gradients-0-1-0.safetensors"), closed_form_gradients()) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_mixed_rows_have_one_gradient_however_they_are_divided(runs, processes, accumulation):
@@ -89,6 +100,7 @@ def test_half_of_the_processes_had_no_known_tags():
     assert any(row["tags"] for row in rows[ROWS // 2 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_an_evaluation_counts_every_artwork_once(runs, processes):
     """Sizes from 1 artwork on, with batches of 1, 4 and 5."""

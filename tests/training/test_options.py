@@ -128,7 +128,10 @@ REFUSED = [
     ({"restore_callback_states_from_checkpoint": True}, "^restore_callback_states_from_checkpoint=True: leave it out"),
     ({"dataloader_in_order": False}, "^dataloader_in_order=False: leave it out; a resumed run skips"),
     ({"ignore_data_skip": True}, "^ignore_data_skip=True: leave it out; a resumed run would see rows twice"),
-    ({"train_sampling_strategy": "group_by_length"}, "^train_sampling_strategy=.*: leave it out; pictures have no len"),
+    (
+        {"train_sampling_strategy": "group_by_length"},
+        "^train_sampling_strategy=.*: leave it out; pictures have no len",
+    ),
     ({"optim_target_modules": "all"}, "^optim_target_modules='all': leave it out"),
     ({"deepspeed": "zero2.json"}, "^deepspeed='zero2.json': leave it out; DDP is the engine: with --bf16 and"),
     ({"fsdp": "full_shard"}, "^fsdp=.*full_shard.*: leave it out; DDP is the engine: with --bf16 and"),
@@ -141,7 +144,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "sentence"), REFUSED, ids=lambda value: ", ".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("options", "sentence"), REFUSED, ids=lambda value: ", ".join(value) if isinstance(value, dict) else ""
+)
 def test_an_option_with_which_training_would_be_wrong_is_one_sentence(tmp_path, options, sentence):
     with pytest.raises(ValueError, match=sentence) as refused:
         ArtGraphTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)

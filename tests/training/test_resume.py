@@ -5,12 +5,7 @@ leaves. Beside it a few real kills, also of several processes and in the middle 
 """
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +20,7 @@ from artgraph_vit.loading import verify_checkpoint
 from artgraph_vit.training.averaging import TRAINING_WEIGHTS
 from artgraph_vit.training.trainer import ArtGraphTrainer
 
-from .processes import SCRIPT, assert_close, assert_same_logs, final_weights, run_tiny
+from .processes import assert_close, assert_same_logs, final_weights, run_tiny
 from .tiny import EVAL_ROWS, TASKS, TRAIN_ROWS, artworks, end_workers, image_processor, tiny_trainer
 
 # 4 steps an epoch, 8 in phase heads and 8 in phase full.
@@ -150,14 +145,15 @@ def assert_same_run(actual: Path, expected: Path, processes: int = 1, tolerance:
 
 @pytest.mark.slow
 def test_a_run_killed_in_both_phases_and_while_a_checkpoint_is_written(uninterrupted, tmp_path):
-    kills = [("--kill-at", 5), ("--kill-in-save", "8:unsealed"), ("--kill-at", 9), ("--kill-in-save", "12:torn")]
+    kills = [("--kill-at", 5), ("--kill-in-save", "8:unsealed"), ("--kill-in-save", "12:torn"), ("--kill-at", 13)]
     for number, kill in enumerate(kills):
         seed = 7 * number  # where there is a checkpoint, all weights must come from it
         killed = run_tiny(tmp_path, *kill, "--resume", "auto", "--model-seed", seed, *OPTIONS, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
         if kill[0] == "--kill-in-save":
-            assert verify_checkpoint(tmp_path / f"checkpoint-{kill[1].split(':')[0]}") is not None
-    assert "checkpoint-8 is not whole (it was not written to its end)" in killed.stderr or number == 3
+            torn = tmp_path / f"checkpoint-{kill[1].split(':')[0]}"
+            assert verify_checkpoint(torn) == "it was not written to its end"
+    assert "checkpoint-12 is not whole (it was not written to its end)" in killed.stderr  # and 10 was taken
     run_tiny(tmp_path, "--resume", "auto", "--model-seed", 7, *OPTIONS)
     assert_same_run(tmp_path, uninterrupted)
 
@@ -189,23 +185,3 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     run_tiny(moved, "--resume", "last", *options, "per_device_train_batch_size=4", processes=4)
     assert (moved / "world-size-4").exists()
     assert_close(final_weights(moved), final_weights(tmp_path / "one"), 1e-4)
-
-
-@pytest.mark.soak
-def test_a_run_killed_from_outside_at_random_times(uninterrupted, tmp_path):
-    """`pytest -m soak`: SIGKILL after random times, twenty times or until the run gets through."""
-    drawn = random.Random(int(os.environ.get("ARTGRAPH_SOAK_SEED", "0")))
-    command = [sys.executable, str(SCRIPT), str(tmp_path), "--resume", "auto", *OPTIONS]
-    root = str(SCRIPT.parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    for _ in range(20):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + drawn.uniform(2.5, 8)
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.wait()
-    run_tiny(tmp_path, "--resume", "auto", *OPTIONS)
-    assert_same_run(tmp_path, uninterrupted)

@@ -81,13 +81,6 @@ def test_one_call_runs_both_phases_and_everything_counts_on(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("frozen_epochs", [0, 2])
-def test_a_run_may_have_one_phase_only(tmp_path, frozen_epochs):
-    recorder = Recorder()
-    tiny_trainer(tmp_path, callbacks=[recorder], num_train_epochs=2, frozen_epochs=frozen_epochs).train()
-    assert {step["backbone_training"] for step in recorder.steps} == {frozen_epochs == 0}
-
-
 # What is relied on of each private method that is overridden: the parameters, by name.
 OVERRIDDEN = {
     "_get_dataloader": {"dataset", "description", "batch_size", "sampler_fn", "is_training"},
@@ -98,7 +91,7 @@ OVERRIDDEN = {
 }
 
 
-def test_the_private_methods_of_trainer_that_are_overridden_are_these_four():
+def test_the_private_methods_of_trainer_that_are_overridden_are_these_three():
     private = {name for name in vars(ArtGraphTrainer) if name.startswith("_") and not name.endswith("__")}
     assert {name for name in private if hasattr(Trainer, name)} == set(OVERRIDDEN)
     for name, parameters in OVERRIDDEN.items():
@@ -127,24 +120,6 @@ def test_a_second_call_of_train_begins_anew(tmp_path):
     tiny_trainer(tmp_path)  # sets the seed
     trainer.train()
     assert_close(trainer.model.state_dict(), first)
-
-
-def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path):
-    whole = tiny_trainer(tmp_path / "whole", head_dropout=0.0, load_best_model_at_end=False)
-    whole.train()
-    parts = tiny_trainer(
-        tmp_path / "parts",
-        head_dropout=0.0,
-        load_best_model_at_end=False,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=4,
-    )
-    parts.train()
-    for name, tensor in whole.model.state_dict().items():
-        torch.testing.assert_close(parts.model.state_dict()[name], tensor, atol=5e-5, rtol=1e-4)
-    for one, other in zip(whole.state.log_history, parts.state.log_history, strict=True):
-        for name in set(one) & {"loss", "artist_loss", "tags_loss", "eval_loss", "grad_norm"}:
-            assert other[name] == pytest.approx(one[name], rel=1e-3), name
 
 
 def test_evaluation_is_that_of_all_rows_at_once(tmp_path):
