@@ -25,15 +25,8 @@ Log = Sequence[Mapping[str, float]]
 def draw_figures(
     log_history: Log, tasks: Sequence[str], folder: str | Path, frozen_epochs: float, best_epoch: float | None
 ) -> list[Path]:
-    """Writes `figures/multiclassification_losses.png` and `figures/multiclassification_macro_f1s.png`.
-
-    Args:
-        log_history (`Sequence[Mapping]`): as in `trainer_state.json`.
-        tasks (`Sequence[str]`): the names, one panel each.
-        folder (`str` or `Path`): the output folder of the run.
-        frozen_epochs (`float`): where the first phase ended; 0 if it did not, or there was none.
-        best_epoch (`float`, *optional*): of the best checkpoint.
-    """
+    """Writes `figures/multiclassification_losses.png` and `figures/multiclassification_macro_f1s.png` of the log in
+    `trainer_state.json`, one panel a task; `frozen_epochs` is 0 if the first phase did not end, or there was none."""
     target = Path(folder) / "figures"
     target.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -72,13 +65,7 @@ def macro_f1_figure(log_history: Log, tasks: Sequence[str], frozen_epochs: float
 def draw_confusions(
     confusions: Mapping[str, Any], labels: Mapping[str, Sequence[str]], folder: str | Path
 ) -> list[Path]:
-    """Writes `figures/confusion_{task}.png` of each task.
-
-    Args:
-        confusions (`dict[str, LongTensor]` of shape `(C, C)`): as `MultiTaskMetrics.confusions()` returns them.
-        labels (`Mapping[str, Sequence[str]]`): the names of each task's labels.
-        folder (`str` or `Path`): the output folder.
-    """
+    """Writes `figures/confusion_{task}.png` of each task in what `MultiTaskMetrics.confusions()` returned."""
     paths = []
     for task, counts in confusions.items():
         paths.append(Path(folder) / CONFUSION.format(task))

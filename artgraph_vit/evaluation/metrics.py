@@ -233,13 +233,8 @@ def majority_metrics(
     tasks: Sequence[Task], priors: Mapping[str, Tensor], label_batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, float]:
     """The metrics of the guess that looks at no picture: the most frequent label of a single-label task, and the
-    labels on more than half of the known artworks of a multi-label task.
-
-    Args:
-        tasks (`Sequence[Task]`).
-        priors (`dict[str, FloatTensor]` of shape `(C,)`): the share of each label in the known train rows.
-        label_batches (`Iterable[dict[str, Tensor]]`): the labels to judge the guess on, as in batches.
-    """
+    labels on more than half of the known artworks of a multi-label task. `priors` are the share of each label in the
+    known train rows, float `(C,)` a task; the guess is judged on `label_batches`."""
     metrics = MultiTaskMetrics(tasks)
     for labels in label_batches:
         metrics.update({name: prior.logit().expand(len(labels[name]), -1) for name, prior in priors.items()}, labels)

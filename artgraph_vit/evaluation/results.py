@@ -47,13 +47,8 @@ class Measured:
 
     @classmethod
     def of_log(cls, values: Mapping[str, Any], tasks: Sequence[str], prefix: str = "") -> Measured:
-        """Reads the flat names that `Trainer` logs, such as `eval_artist_macro_f1`.
-
-        Args:
-            values (`Mapping[str, float]`): other names among them do not matter.
-            tasks (`Sequence[str]`): their names.
-            prefix (`str`, *optional*): with its "_", such as "eval_".
-        """
+        """Reads the flat names that `Trainer` logs, such as `eval_artist_macro_f1`, whose prefix is "eval_"; others
+        among them do not matter."""
         by_task = {
             task: {kind: values[name] for kind in KINDS if (name := f"{prefix}{task}_{kind}") in values}
             for task in tasks
@@ -132,11 +127,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: str | Path) -> Results:
-        """Reads `results.json`.
-
-        Raises:
-            UserError: if it is not there, or not of a finished run.
-        """
+        """Reads `results.json`; raises a `UserError` if it is not there, or not of a finished run."""
         path = Path(folder) / "results.json"
         wrong = (OSError, ValueError, KeyError, TypeError, AttributeError)
         with as_user_error(f"{path} is not of a finished run", "train or evaluate again.", kinds=wrong):
@@ -178,12 +169,8 @@ def results_table(results: Results) -> str:
 
 def tuning_table(tuning: Mapping[str, Any], thresholds: Mapping[str, Any], temperatures: Mapping[str, float]) -> str:
     """What tuning changed, a line a task: temperature, thresholds, macro F1 of validation and test split by p > 0.5
-    and tuned, and the expected calibration error (ECE) on the test split; at most 100 columns wide.
-
-    Args:
-        tuning (`dict`): of "validation" and "test" what [`compare_tuned`] returned.
-        thresholds, temperatures (`dict`): of the tuned config.
-    """
+    and tuned, and the expected calibration error (ECE) on the test split; at most 100 columns wide. `tuning` is, of
+    "validation" and "test", what [`compare_tuned`] returned."""
     rows = []
     for task in [*tuning["test"]["known_rows"], "average"]:
         name = "avg_macro_f1" if task == "average" else f"{task}_macro_f1"
