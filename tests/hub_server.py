@@ -99,32 +99,26 @@ def card_errors(content: str) -> list[str]:
         data = yaml.safe_load(block[1]) or {}
     except yaml.YAMLError as error:
         return [f"Invalid YAML: {' '.join(str(error).split())}"]
-    if not isinstance(data, dict):
-        return ["The metadata is not a mapping"]
-    errors = []
-    for name in _listed(data.get("license")):
-        if not re.fullmatch(LICENSE, str(name)):
-            errors.append('"license" must be one of [apache-2.0, mit, ...]')
-    for code in _listed(data.get("language")):
-        if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", str(code)):
-            errors.append(f'"language" with value "{code}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code')
+    licences, languages = _listed(data.get("license")), _listed(data.get("language"))
+    errors = [
+        '"license" must be one of [apache-2.0, mit, ...]' for name in licences if not re.fullmatch(LICENSE, name)
+    ]
+    errors += [
+        f'"language" with value "{code}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code'
+        for code in languages
+        if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", code)
+    ]
     for key in ("datasets", "tags", "metrics"):
         if not all(isinstance(value, str) for value in _listed(data.get(key))):
             errors.append(f'"{key}" must be an array of strings')
-    for place, model in enumerate(data.get("model-index") or []):
-        if not isinstance(model.get("name"), str):
-            errors.append(f'"model-index[{place}].name" is required')
+    for model in data.get("model-index") or []:
+        named = [model.get("name")]
         for result in model.get("results") or []:
-            needed = {"task": ("type",), "dataset": ("type", "name")}
-            for part, names in needed.items():
-                errors += [
-                    f'"model-index[{place}].results.{part}.{name}" is required'
-                    for name in names
-                    if not isinstance((result.get(part) or {}).get(name), str)
-                ]
-            for metric in result.get("metrics") or [{}]:
-                if not isinstance(metric.get("type"), str) or "value" not in metric:
-                    errors.append(f'"model-index[{place}].results.metrics" need a type and a value')
+            metrics = result.get("metrics") or [{}]
+            named += [result["task"].get("type"), result["dataset"].get("type"), result["dataset"].get("name")]
+            named += [metric.get("type") if "value" in metric else None for metric in metrics]
+        if not all(isinstance(name, str) for name in named):
+            errors.append('"model-index" lacks a name, type or value')
     return errors
 
 

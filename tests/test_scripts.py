@@ -1,8 +1,9 @@
-"""The scripts as a user runs them, in processes of their own, on a small edition of the embedded dataset."""
+"""The scripts as a user runs them, on a small edition of the embedded dataset."""
 
 import csv
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -34,11 +35,11 @@ def start(script: str, *arguments: object, **options) -> subprocess.Popen:
     )
 
 
-def run(script: str, *arguments: object, fails: bool = False, **options) -> str:
+def run(script: str, *arguments: object, **options) -> str:
     process = start(script, *arguments, **options)
     out, error = process.communicate(timeout=400)
-    assert (process.returncode != 0) == fails, error[-3000:]
-    return error if fails else out
+    assert process.returncode == 0, error[-3000:]
+    return out
 
 
 def common(folder: Path) -> tuple:
@@ -46,22 +47,37 @@ def common(folder: Path) -> tuple:
     return ("--embedded_folder", folder / "embedded", "--feature_cache_dir", folder / "features")
 
 
-def train(folder: Path, *arguments: object, **options) -> str:
-    where = ("--output_dir", folder / "run", *common(folder))
-    return run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, **options)
-
-
 def labels_of(folder: Path) -> list[dict[str, str]]:
     with open(folder / "labels.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """`refused(script, *arguments)` runs a script in this process: the one sentence with which it ends."""
+
+    def run_script(script: str, *arguments: object) -> str:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        assert stopped.value.code == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    return run_script
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("trained")
     launcher = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
-    out = train(folder, launcher=(*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))
-    return folder, out
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no")
+    where = ("--output_dir", folder / "run", *common(folder))
+    return folder, run("train.py", "configs/demo.yaml", *SMALL, *where, launcher=launcher)
 
 
 def test_a_run_leaves_what_it_should(trained):
@@ -78,7 +94,7 @@ def test_a_run_leaves_what_it_should(trained):
     for figure in (run_folder / "figures").iterdir():
         assert min(Image.open(figure).size) > 300
 
-    results = json.loads((run_folder / "results.json").read_text())
+    results = results_of(run_folder)
     for line in ("artist", "style", "genre", "tags", "media", "average", "majority", str(run_folder)):
         assert line in out
     assert f"{results['metrics']['avg_macro_f1']:.3f}" in out
@@ -88,20 +104,16 @@ def test_a_run_leaves_what_it_should(trained):
     assert 0 < results["known_rows"]["media"] < results["rows"]
     assert results["versions"]["transformers"]
     assert results["seed"] == 42
-    listed = {
-        split: (folder / "embedded" / "splits" / f"{split}.txt").read_text().split() for split in ("val", "test")
-    }
+    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    last = next(entry for entry in reversed(history) if "eval_loss" in entry)
+    validation = {task: last[f"eval_{task}_known_rows"] for task in results["task_losses"]}
     with open(folder / "embedded" / "artgraph_dataset.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    for split, prefix in (("test", ""), ("val", "eval_")):  # each figure stems from the rows of its own split
-        own = [row for row in rows if row["image"] in listed[split]]
-        known = {task: sum(bool(row[task]) for row in own) for task in results["task_losses"]}
-        history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
-        last = next(entry for entry in reversed(history) if "eval_loss" in entry)
-        found = results["known_rows"] if not prefix else {task: last[f"eval_{task}_known_rows"] for task in known}
-        assert found == known
+    for split, found in (("test", results["known_rows"]), ("val", validation)):  # from the rows of its own split
+        listed = (folder / "embedded" / "splits" / f"{split}.txt").read_text().split()
+        own = [row for row in rows if row["image"] in listed]
+        assert found == {task: sum(bool(row[task]) for row in own) for task in found}
 
-    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
     assert [log["epoch"] for log in history if "eval_loss" in log] == [1, 2, 3]
     assert [log["epoch"] for log in history if "learning_rate" in log] == [1, 2, 3]
     assert [log["epoch"] for log in history if "frozen_test_loss" in log] == [1]
@@ -127,7 +139,7 @@ def test_a_shorter_demo_learns(tmp_path):
     """On 700 pictures instead of 1,600, for 12 epochs instead of 32."""
     size = ("--embedded_artworks", "700", "--min_count", "12", "--num_train_epochs", "12", "--frozen_epochs", "3")
     run("train.py", "configs/demo.yaml", *SMALL, *size, "--output_dir", tmp_path / "run", *common(tmp_path))
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     average, frozen, majority = (
         results[name]["avg_macro_f1"] for name in ("metrics", "frozen_metrics", "majority_metrics")
     )
@@ -136,31 +148,20 @@ def test_a_shorter_demo_learns(tmp_path):
         assert results["metrics"][f"{task}_macro_f1"] > results["majority_metrics"][f"{task}_macro_f1"], task
 
 
-def test_a_finished_run_started_again_is_not_trained_with_other_options(trained):
+def test_a_finished_run_started_again_is_not_trained_with_other_options(trained, refused):
     folder, _ = trained
-    before = (folder / "run" / "results.json").read_text()
-    error = train(folder, "--learning_rate", "0.5", "--head_dropout", "0.7", fails=True)
+    before = results_of(folder / "run")
+    where = ("--output_dir", folder / "run", *common(folder))
+    error = refused("train.py", "configs/demo.yaml", *SMALL, *where, "--learning_rate", "0.5", "--head_dropout", "0.7")
     assert "was made with" in error
     assert "head_dropout=0.1, learning_rate=0.001" in error
-    assert (folder / "run" / "results.json").read_text() == before
+    assert results_of(folder / "run") == before
 
 
-def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path):
+def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, refused):
     for checkpoint in (tmp_path, "nosuch/model"):
-        error = run("evaluate.py", "configs/demo.yaml", "--checkpoint", checkpoint, fails=True)
+        error = refused("evaluate.py", "configs/demo.yaml", "--checkpoint", checkpoint)
         assert f"The checkpoint '{checkpoint}' cannot be loaded" in error
-        assert "Traceback" not in error
-
-
-def test_evaluate_finds_the_figures_of_the_run(trained, tmp_path):
-    folder, _ = trained
-    options = (*SMALL, "--embedded_folder", folder / "embedded", "--results_dir", tmp_path)
-    out = run("evaluate.py", "configs/demo.yaml", *options, "--checkpoint", folder / "run", "--split", "test")
-    assert "average" in out
-    results, expected = (json.loads((path / "results.json").read_text()) for path in (tmp_path, folder / "run"))
-    assert results["metrics"] == pytest.approx(expected["metrics"])
-    assert results["majority_metrics"] == pytest.approx(expected["majority_metrics"])
-    assert results["task_losses"] == pytest.approx(expected["task_losses"], rel=1e-5)
 
 
 def test_two_processes_compare_two_models_on_the_same_artworks(trained, tmp_path):
@@ -173,7 +174,7 @@ def test_two_processes_compare_two_models_on_the_same_artworks(trained, tmp_path
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )
     assert out.count("with 95% intervals of 200 resamples") == 2
-    results, expected = (json.loads((path / "results.json").read_text()) for path in (tmp_path, folder / "run"))
+    results, expected = (results_of(path) for path in (tmp_path, folder / "run"))
     assert results["metrics"] == pytest.approx(expected["metrics"])
     names = {f"{task}_macro_f1" for task in results["task_losses"]} | {"avg_macro_f1"}
     assert results["intervals"]["metrics"].keys() == results["comparison"]["metrics"].keys() == names
@@ -190,19 +191,15 @@ def test_two_processes_compare_two_models_on_the_same_artworks(trained, tmp_path
     assert (tmp_path / "figures" / "confusion_genre.png").is_file()
 
 
-def test_a_model_of_other_tasks_is_not_compared(trained, tmp_path):
+def test_a_model_of_other_tasks_is_not_compared(trained, tmp_path, refused):
     folder, _ = trained
     model = ArtGraphViTForImageClassification.from_pretrained(folder / "run")
     model.config.tasks[1] = model.config.tasks[1].with_labels(model.config.tasks[1].labels[::-1])
     model.save_pretrained(tmp_path)
     shutil.copy(folder / "run" / "preprocessor_config.json", tmp_path)
-    error = run(
-        *("evaluate.py", "configs/demo.yaml", "--checkpoint", folder / "run"),
-        *("--compare_with", tmp_path, "--bootstrap", "200"),
-        fails=True,
-    )
+    models = ("--checkpoint", folder / "run", "--compare_with", tmp_path)
+    error = refused("evaluate.py", "configs/demo.yaml", *models, "--bootstrap", "200")
     assert f"{tmp_path} has other tasks or labels than {folder / 'run'}" in error
-    assert "Traceback" not in error
 
 
 def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
@@ -221,7 +218,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
     run("train.py", "configs/demo.yaml", *SMALL, *where)
     resumed, whole = (load_file(path / "run" / "model.safetensors") for path in (tmp_path, folder))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    results, expected = (json.loads((path / "run" / "results.json").read_text()) for path in (tmp_path, folder))
+    results, expected = (results_of(path / "run") for path in (tmp_path, folder))
     assert results["metrics"] == expected["metrics"]
     assert results["frozen_metrics"] == expected["frozen_metrics"]
 
@@ -232,7 +229,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         (("--source", "/nowhere/at/all"), "There is no folder '/nowhere/at/all'"),
         (("--tasks", "artist", "century"), "has no column 'century' for the task 'century'"),
         (("--min_count", "100000"), "lower min_count"),
-        (("--backbone", "nosuch/backbone"), "The backbone 'nosuch/backbone' cannot be used: "),
+        (("--backbone", "nosuch/backbone"), "The backbone 'nosuch/backbone' cannot be used ("),
         (("--pooling", "max"), "pooling='max': use one of cls, mean, cls_mean, pooler"),
         (("--pooling", "pooler"), "this backbone gives no pooled vector; use 'cls', 'mean' or 'cls_mean'"),
         (("--loss_epsilon", "0.1"), "loss_epsilon=0.1: use a number from 0 to 1e-6"),
@@ -242,36 +239,32 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         ),
         (("--embedded_artworks", "99"), "paint at least 100 artworks"),
         (("--output_dir", "/proc/run"), "/proc/run cannot be written to"),
-        (("--log_variance_init", "auto", "--task_weighting", "log"), "log_variance_init='auto' is for a task_weigh"),
+        (("--log_variance_init", "auto", "--task_weighting", "equal"), "log_variance_init='auto' is for a task_weigh"),
         (("--metric_for_best_model", "loss"), "metric_for_best_model=loss is best where it is small"),
         (
             ("--task_weighting", "fixed", "--task_weights", '{"artist": 1}'),
-            "The options of the model are wrong: task_weighting='fixed' needs task_weights, one for each of artist",
+            "The options of the model are wrong (task_weighting='fixed' needs task_weights, one for each of artist",
         ),
         (("--stratify_by", "gerne"), "has no column 'gerne' to stratify the split by"),
     ],
 )
-def test_wrong_data_is_one_sentence(trained, tmp_path, arguments, message):
+def test_wrong_data_is_one_sentence(trained, tmp_path, refused, arguments, message):
     folder, _ = trained
     where = ("--output_dir", tmp_path, *common(folder))
-    error = run("train.py", "configs/demo.yaml", *SMALL, *where, *arguments, fails=True)
-    assert message in error
-    assert "Traceback" not in error
+    assert message in refused("train.py", "configs/demo.yaml", *SMALL, *where, *arguments)
 
 
 def test_two_processes_train_from_the_script(trained, tmp_path):
     folder, _ = trained
-    where = ("--output_dir", tmp_path / "run", *common(folder))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     out = run(
-        *("train.py", "configs/demo.yaml", *SMALL, *where),
+        *("train.py", "configs/demo.yaml", *SMALL, "--output_dir", tmp_path / "run", *common(folder)),
         *("--per_device_train_batch_size", "16", "--head_dropout", "0"),
-        launcher=launcher,
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )
     assert out.count("Results on the test split") == 1
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     assert results["recipe"]["global_batch_size"] == 32
-    assert results["rows"] == json.loads((folder / "run" / "results.json").read_text())["rows"]
+    assert results["rows"] == results_of(folder / "run")["rows"]
 
 
 @pytest.mark.skipif("ARTGRAPH_SHARED" not in os.environ, reason="needs ARTGRAPH_SHARED, a folder with paintings/")
@@ -281,7 +274,7 @@ def test_real_paintings_train_to_a_card(tmp_path):
         *("train.py", "--source", source, "--min_count", "5", "--output_dir", tmp_path, "--use_cpu"),
         *("--backbone", "configs/demo-backbone", "--from_scratch", "--num_train_epochs", "3", "--frozen_epochs", "1"),
     )
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = results_of(tmp_path)
     assert results["rows"] == 41
     assert results["data"]["train_rows"] == 187
     assert "claude-monet" in (tmp_path / "README.md").read_text()

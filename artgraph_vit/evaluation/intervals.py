@@ -46,21 +46,29 @@ def macro_f1_intervals(
         with another model its value, "other", and the "difference", to which "low" and "high" then belong.
 
     Raises:
-        ValueError: if the actual labels are not the same for both models.
         UserError: if no row has a known label.
     """
     models = [rows] if other_rows is None else [rows, other_rows]
-    if any(model.keys() != rows.keys() or not all(model[t][1].equal(rows[t][1]) for t in rows) for model in models):
-        raise ValueError("The two models were not judged on the same rows: evaluate both on the same split.")
+    judged = [task for task in tasks if task.name in rows]
+    if not judged:
+        raise UserError("No artwork of the split has a known label: there is nothing to draw intervals of.")
+    num_rows = len(rows[judged[0].name][0])
+    itself = np.ones((1, num_rows), dtype=np.float32)
+    blocks = [
+        [[_macro_f1(task, *model[task.name], counts) for model in models] for task in judged]
+        for counts in itertools.chain([itself], _draws(num_rows, resamples, seed))
+    ]
+    found = np.concatenate([np.array(block) for block in blocks], axis=-1)  # (tasks, models, 1 + resamples)
+    found = np.concatenate([found, np.nanmean(found, axis=0, keepdims=True)])
     metrics: dict[str, dict[str, float]] = {}
-    for name, values in _macro_f1s(tasks, models, resamples, seed).items():
-        metrics[name] = {"value": values[0, 0].item()}
+    for name, values in zip([*(task.name for task in judged), "avg"], found, strict=True):
+        metric = {"value": values[0, 0].item()}
         shown = values[0]
         if other_rows is not None:
             shown = values[0] - values[1]
-            metrics[name] |= {"other": values[1, 0].item(), "difference": shown[0].item()}
-        low, high = np.nanquantile(shown[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        metrics[name] |= {"low": low.item(), "high": high.item()}
+            metric |= {"other": values[1, 0].item(), "difference": shown[0].item()}
+        low, high = np.nanquantile(shown[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+        metrics[f"{name}_macro_f1"] = {**metric, "low": low, "high": high}
     return {"resamples": resamples, "seed": seed, "confidence": CONFIDENCE, "metrics": metrics}
 
 
@@ -68,34 +76,15 @@ def intervals_table(found: Mapping[str, Any]) -> str:
     """What [`macro_f1_intervals`] returned, as plain text."""
     metrics = found["metrics"]
     is_comparison = "difference" in metrics["avg_macro_f1"]
-    sign = "+" if is_comparison else ""
-    what = "Difference to the other model" if is_comparison else "Macro F1"
+    what, shown, sign = ("Macro F1", "value", "")
+    if is_comparison:
+        what, shown, sign = ("Difference to the other model", "difference", "+")
     lines = [f"{what}, with {CONFIDENCE:.0%} intervals of {found['resamples']:,} resamples"]
+    width = max(map(len, metrics))
     for name, metric in metrics.items():
-        figures = [f"{metric['difference' if is_comparison else 'value']:{sign}.3f}"]
-        figures += [f"[{metric['low']:{sign}.3f}, {metric['high']:{sign}.3f}]"]
-        figures += [f"({metric['value']:.3f} and {metric['other']:.3f})"] if is_comparison else []
-        lines.append("  ".join([name.ljust(max(map(len, metrics))), *figures]))
+        line = f"{name:{width}}  {metric[shown]:{sign}.3f}  [{metric['low']:{sign}.3f}, {metric['high']:{sign}.3f}]"
+        lines.append(line + (f"  ({metric['value']:.3f} and {metric['other']:.3f})" if is_comparison else ""))
     return "\n".join(lines)
-
-
-def _macro_f1s(tasks: Sequence[Task], models: Sequence[Rows], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """By name the macro F1 of each model on the rows themselves and on each draw, `(models, 1 + resamples)`; not a
-    number where no row of a draw has a known label."""
-    if resamples < FEWEST:
-        raise ValueError(f"resamples={resamples}: use at least {FEWEST}.")
-    judged = [task for task in tasks if task.name in models[0]]
-    if not judged:
-        raise UserError("No artwork of the split has a known label: there is nothing to draw intervals of.")
-    num_rows = len(models[0][judged[0].name][0])
-    itself = np.ones((1, num_rows), dtype=np.float32)
-    blocks = [
-        [[_macro_f1(task, *rows[task.name], counts) for rows in models] for task in judged]
-        for counts in itertools.chain([itself], _draws(num_rows, resamples, seed))
-    ]
-    found = np.concatenate([np.array(block) for block in blocks], axis=-1)  # (tasks, models, 1 + resamples)
-    by_name = {f"{task.name}_macro_f1": values for task, values in zip(judged, found, strict=True)}
-    return {**by_name, "avg_macro_f1": np.nanmean(found, axis=0)}
 
 
 def _draws(num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

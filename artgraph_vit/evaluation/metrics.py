@@ -60,20 +60,7 @@ class MultiTaskMetrics:
         self.reset()
 
     def reset(self) -> None:
-        self._counts = {task.name: torch.zeros(3, task.num_labels, dtype=torch.int64) for task in self.tasks}
-        self._entries = dict.fromkeys(self._counts, torch.zeros((), dtype=torch.int64))
-        self._rows = dict.fromkeys(self._counts, torch.zeros((), dtype=torch.int64))
-        # Of the scores: a histogram (negative or positive, C, BINS), or how many rows have their label among the best.
-        self._scored = {
-            task.name: torch.zeros((2, task.num_labels, BINS) if task.is_multi_label else (), dtype=torch.int32)
-            for task in self.tasks
-        }
-        self._without_scores: set[str] = set()
-        self._confusions = {
-            task.name: torch.zeros(task.num_labels, task.num_labels, dtype=torch.int64)
-            for task in self.tasks
-            if not task.is_multi_label and task.num_labels <= CONFUSION_LABELS
-        }
+        self._counts: dict[tuple[str, str], Tensor] = {}  # by task and what is counted
         self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {task.name: [] for task in self.tasks}  # logits, labels
 
     def update(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
@@ -85,47 +72,43 @@ class MultiTaskMetrics:
         """
         for task in self.tasks:
             scores, actual = logits[task.name], labels[task.name]
-            self._add_decisions(task, self._predicted(task, scores), actual)
-            self._add_scores(task, scores, actual)
+            self.update_predictions(task, self._predicted(task, scores), actual)
+            if task.is_multi_label:
+                self._add_to_histogram(task, scores, actual)
+            else:
+                own_label = actual.clamp(min=0)[:, None]  # (B, 1)
+                own = scores.gather(1, own_label)
+                is_earlier = torch.arange(task.num_labels, device=scores.device) < own_label  # (B, C)
+                is_better = ~(scores <= own) | ((scores == own) & is_earlier)  # ~ and <=, for what is not a number
+                self._add(task, "top", ((is_better.sum(-1) < TOP) & (actual != UNKNOWN)).sum())
             if self.keep_scores:
                 self._kept[task.name].append((scores.float().cpu(), actual.cpu()))
 
     def update_predictions(self, task: Task, predicted: Tensor, labels: Tensor) -> None:
-        """Adds a batch of one task, given what was predicted: bool `(B, C)`.
-
-        Scores are not known then, so the task will have neither top-5 accuracy nor mean average precision.
-        """
-        self._without_scores.add(task.name)
-        self._add_decisions(task, predicted, labels)
-
-    def _add_decisions(self, task: Task, predicted: Tensor, labels: Tensor) -> None:
+        """Adds a batch of one task, given what was predicted, bool `(B, C)`: without scores there is neither top-5
+        accuracy nor mean average precision."""
         predicted, actual, is_known = _known(task, predicted, labels)
-        counts = torch.stack([(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)])  # (3, C)
-        self._counts[task.name] = self._counts[task.name].to(counts.device) + counts
-        self._entries[task.name] = self._entries[task.name].to(counts.device) + is_known.sum()
-        self._rows[task.name] = self._rows[task.name].to(counts.device) + is_known.any(-1).sum()
-        if task.name in self._confusions:
-            pairs = actual.float().T @ predicted.float()  # (C, C), whole numbers
-            self._confusions[task.name] = self._confusions[task.name].to(counts.device) + pairs.long()
+        self._add(task, "positives", torch.stack([(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)]))
+        self._add(task, "entries", is_known.sum())
+        self._add(task, "rows", is_known.any(-1).sum())
+        if not task.is_multi_label and task.num_labels <= CONFUSION_LABELS:
+            self._add(task, "confusions", (actual.float().T @ predicted.float()).long())  # (C, C), whole numbers
 
-    def _add_scores(self, task: Task, scores: Tensor, labels: Tensor) -> None:
-        found = self._scored[task.name].to(scores.device)
-        if task.is_multi_label:
-            is_known = labels != UNKNOWN  # (B, C)
-            label = torch.arange(task.num_labels, device=scores.device)
-            place = ((labels > 0.5) * task.num_labels + label) * BINS + score_bins(scores)
-            found.view(-1).index_add_(0, place.flatten(), is_known.flatten().int())
-        else:
-            own_label = labels.clamp(min=0)[:, None]  # (B, 1)
-            own = scores.gather(1, own_label)
-            is_earlier = torch.arange(task.num_labels, device=scores.device) < own_label  # (B, C)
-            is_better = ~(scores <= own) | ((scores == own) & is_earlier)  # ~ and <=, for what is not a number
-            found += ((is_better.sum(-1) < TOP) & (labels != UNKNOWN)).sum()
-        self._scored[task.name] = found
+    def _add(self, task: Task, what: str, counts: Tensor) -> None:
+        key = task.name, what
+        self._counts[key] = self._counts[key] + counts if key in self._counts else counts
+
+    def _add_to_histogram(self, task: Task, scores: Tensor, labels: Tensor) -> None:
+        key, size = (task.name, "histogram"), (2, task.num_labels, BINS)  # negatives and positives
+        if key not in self._counts:
+            self._counts[key] = torch.zeros(size, dtype=torch.int32, device=scores.device)
+        label = torch.arange(task.num_labels, device=scores.device)
+        place = ((labels > 0.5) * task.num_labels + label) * BINS + score_bins(scores)  # (B, C)
+        self._counts[key].view(-1).index_add_(0, place.flatten(), (labels != UNKNOWN).flatten().int())
 
     def known_rows(self) -> dict[str, int]:
         """How many rows of each task have a known label."""
-        return {name: int(rows) for name, rows in self._rows.items()}
+        return {task.name: int(self._counts.get((task.name, "rows"), 0)) for task in self.tasks}
 
     def compute(self) -> dict[str, float]:
         """The metrics of everything since the last `reset`.
@@ -144,22 +127,22 @@ class MultiTaskMetrics:
 
     def _measure(self, task: Task) -> dict[str, float]:
         true, predicted, actual, *shares = self._values(task)
-        rows, entries = self._rows[task.name].item(), self._entries[task.name].item()
-        has_scores = task.name not in self._without_scores
         counted = torch.ones_like(true, dtype=torch.bool) if task.is_multi_label else predicted + actual > 0
         macro = {f"macro_{name}": share[counted].mean().item() for name, share in zip(SHARES, shares, strict=True)}
         measured: dict[str, float] = {}
         if task.is_multi_label:
             wrong = predicted.sum() + actual.sum() - 2 * true.sum()
-            measured["hamming_loss"] = (wrong / entries).item()
+            measured["hamming_loss"] = (wrong / self._counts[task.name, "entries"].item()).item()
             measured["micro_f1"] = _divide(2 * true.sum(), predicted.sum() + actual.sum()).item()
-            if has_scores and actual.any():
-                measured["mean_average_precision"] = self._average_precisions(task)[actual > 0].mean().item()
+            averages = self._average_precisions(task)
+            if averages is not None and actual.any():
+                measured["mean_average_precision"] = averages[actual > 0].mean().item()
         else:
+            rows = self._counts[task.name, "rows"].item()
             measured["accuracy"] = (true.sum() / rows).item()
             measured["balanced_accuracy"] = shares[1][actual > 0].mean().item()
-            if has_scores and task.num_labels > TOP:
-                measured["top5_accuracy"] = self._scored[task.name].item() / rows
+            if task.num_labels > TOP and (task.name, "top") in self._counts:
+                measured["top5_accuracy"] = self._counts[task.name, "top"].item() / rows
         return {**measured, **macro, "absent_labels": int((actual == 0).sum())}
 
     def label_rows(self) -> list[dict[str, Any]]:
@@ -177,8 +160,8 @@ class MultiTaskMetrics:
             if task.is_multi_label:
                 threshold = torch.as_tensor(self.thresholds.get(task.name, THRESHOLD), dtype=torch.float64)
                 columns["threshold"] = threshold.expand(task.num_labels)
-                if task.name not in self._without_scores:
-                    columns["average_precision"] = self._average_precisions(task)
+                if (averages := self._average_precisions(task)) is not None:
+                    columns["average_precision"] = averages
             empty = {"task": task.name, "average_precision": None, "threshold": None}
             for label, *values in zip(task.labels, *(column.tolist() for column in columns.values()), strict=True):
                 table.append({**empty, "label": label, **dict(zip(columns, values, strict=True))})
@@ -189,8 +172,8 @@ class MultiTaskMetrics:
     def confusions(self) -> dict[str, Tensor]:
         """Of each single-label task with a known row and at most 50 labels: int64 `(C, C)`, on how many artworks the
         label of the line is actual and that of the column predicted."""
-        known = {task.name for task in self._known_tasks()}
-        return {name: counts.cpu() for name, counts in self._confusions.items() if name in known}
+        keys = [(task.name, "confusions") for task in self._known_tasks()]
+        return {key[0]: self._counts[key].cpu() for key in keys if key in self._counts}
 
     def scores(self) -> dict[str, tuple[Tensor, Tensor]]:
         """With `keep_scores`, the logits, float32 `(N, C)`, and labels of each task, in the order of the rows."""
@@ -210,19 +193,22 @@ class MultiTaskMetrics:
         return predicted_labels(logits, task, self.thresholds.get(task.name, THRESHOLD))  # (B, C)
 
     def _known_tasks(self) -> list[Task]:
-        return [task for task in self.tasks if self._rows[task.name] > 0]
+        known_rows = self.known_rows()
+        return [task for task in self.tasks if known_rows[task.name]]
 
     def _values(self, task: Task) -> list[Tensor]:
         """True, predicted and actual positives, precision, recall and F1: float64 `(C,)` each."""
-        true, predicted, actual = self._counts[task.name].cpu().double()
+        true, predicted, actual = self._counts[task.name, "positives"].cpu().double()
         shares = [_divide(true, predicted), _divide(true, actual), _divide(2 * true, predicted + actual)]
         return [true, predicted, actual, *shares]
 
-    def _average_precisions(self, task: Task) -> Tensor:
+    def _average_precisions(self, task: Task) -> Tensor | None:
         """Σ (R_k - R_{k-1})·P_k over the bins from the highest, with the recall R and the precision P that the scores
         down to a bin reach: float64 `(C,)`, 0 for a label without a positive."""
+        if (task.name, "histogram") not in self._counts:
+            return None
         averages = []
-        for part in self._scored[task.name].cpu().split(32, dim=1):  # some labels at a time need little memory
+        for part in self._counts[task.name, "histogram"].cpu().split(32, dim=1):  # some labels need little memory
             negatives, positives = part.flip(-1).double()  # (32, BINS) each
             found = positives.cumsum(-1)
             precision = _divide(found, found + negatives.cumsum(-1))
@@ -247,13 +233,8 @@ def majority_metrics(
     tasks: Sequence[Task], priors: Mapping[str, Tensor], label_batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, float]:
     """The metrics of the guess that looks at no picture: the most frequent label of a single-label task, and the
-    labels on more than half of the known artworks of a multi-label task.
-
-    Args:
-        tasks (`Sequence[Task]`).
-        priors (`dict[str, FloatTensor]` of shape `(C,)`): the share of each label in the known train rows.
-        label_batches (`Iterable[dict[str, Tensor]]`): the labels to judge the guess on, as in batches.
-    """
+    labels on more than half of the known artworks of a multi-label task. `priors` are the share of each label in the
+    known train rows, float `(C,)` a task; the guess is judged on `label_batches`."""
     metrics = MultiTaskMetrics(tasks)
     for labels in label_batches:
         metrics.update({name: prior.logit().expand(len(labels[name]), -1) for name, prior in priors.items()}, labels)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,22 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from ..errors import as_user_error
 from ..files import atomic_write
 from .metrics import MULTI_LABEL_KINDS, SINGLE_LABEL_KINDS
 
 METRIC_KINDS = (*dict.fromkeys((*SINGLE_LABEL_KINDS, *MULTI_LABEL_KINDS)), "absent_labels")
 KINDS = (*METRIC_KINDS, "loss", "weight", "known_rows")
+# In `results.json`: figures of each task that are no metrics, and the metrics of other models.
+TASK_FIGURES = {"task_losses": "loss", "known_rows": "known_rows"}
 OTHER_METRICS = {"majority": "majority_metrics", "frozen": "frozen_metrics", "at_half": "metrics_at_half"}
+COLUMNS = {
+    **{"loss": ("loss", 4), "accuracy": ("accuracy", 3), "hamming": ("hamming_loss", 4)},
+    **{"precision": ("macro_precision", 3), "recall": ("macro_recall", 3)},
+}
 
 
 @dataclass
@@ -39,13 +47,8 @@ class Measured:
 
     @classmethod
     def of_log(cls, values: Mapping[str, Any], tasks: Sequence[str], prefix: str = "") -> Measured:
-        """Reads the flat names that `Trainer` logs, such as `eval_artist_macro_f1`.
-
-        Args:
-            values (`Mapping[str, float]`): other names among them do not matter.
-            tasks (`Sequence[str]`): their names.
-            prefix (`str`, *optional*): with its "_", such as "eval_".
-        """
+        """Reads the flat names that `Trainer` logs, such as `eval_artist_macro_f1`, whose prefix is "eval_"; others
+        among them do not matter."""
         by_task = {
             task: {kind: values[name] for kind in KINDS if (name := f"{prefix}{task}_{kind}") in values}
             for task in tasks
@@ -88,37 +91,30 @@ class Results:
     card: dict[str, Any] = field(default_factory=dict)  # its options
     data: dict[str, Any] = field(default_factory=dict)  # the source, and the rows of each split
     intervals: dict[str, Any] | None = None  # what `macro_f1_intervals` returned
-    comparison: dict[str, Any] | None = None  # what `macro_f1_comparison` returned, and "checkpoint"
+    comparison: dict[str, Any] | None = None  # what it returned for two models, and "checkpoint"
 
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` has it."""
-        plain = {name: value for name, value in vars(self).items() if not isinstance(value, Measured)}
-        measured = {
-            "loss": self.measured.loss,
-            "task_losses": self.measured.of_kind("loss"),
-            "known_rows": self.measured.of_kind("known_rows"),
-            "metrics": self.measured.flat(),
-        }
+        measured: dict[str, Any] = {"loss": self.measured.loss}
+        measured |= {key: self.measured.of_kind(kind) for key, kind in TASK_FIGURES.items()}
+        measured["metrics"] = self.measured.flat()
         others = {key: (other := getattr(self, name)) and other.flat() for name, key in OTHER_METRICS.items()}
-        first = {"split": self.split, "rows": self.rows}
-        return first | measured | others | {name: value for name, value in plain.items() if name not in OTHER_METRICS}
+        own = {name: value for name, value in vars(self).items() if name not in ("measured", *OTHER_METRICS)}
+        return {"split": self.split, "rows": self.rows, **measured, **others, **own}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Results:
         """Reads what [`to_dict`] returned; keys that it does not know are left out."""
         tasks = list(values["known_rows"])
-        measured = Measured.of_log(values["metrics"], tasks)
-        measured.loss = values["loss"]
-        for kind, key in (("loss", "task_losses"), ("known_rows", "known_rows")):
+        measured = Measured.of_log({**values["metrics"], "loss": values["loss"]}, tasks)
+        for key, kind in TASK_FIGURES.items():
             for task, value in values[key].items():
                 measured.tasks[task][kind] = value
         others: dict[str, Any] = {
-            name: None if values.get(key) is None else Measured.of_log(values[key], tasks)
-            for name, key in OTHER_METRICS.items()
+            name: Measured.of_log(values[key], tasks) for name, key in OTHER_METRICS.items() if values.get(key)
         }
-        known = {option.name for option in fields(cls)}
-        plain = {name: value for name, value in values.items() if name in known}
-        return cls(measured=measured, **others, **plain)
+        own = {option.name: values[option.name] for option in fields(cls) if option.name in values}
+        return cls(measured=measured, **others, **own)
 
     def write(self, folder: str | Path) -> Path:
         """Writes `results.json`, whole or not at all; a figure that is not finite, which JSON cannot say, as null."""
@@ -131,11 +127,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: str | Path) -> Results:
-        """Reads `results.json`.
-
-        Raises:
-            UserError: if it is not there, or not of a finished run.
-        """
+        """Reads `results.json`; raises a `UserError` if it is not there, or not of a finished run."""
         path = Path(folder) / "results.json"
         wrong = (OSError, ValueError, KeyError, TypeError, AttributeError)
         with as_user_error(f"{path} is not of a finished run", "train or evaluate again.", kinds=wrong):
@@ -146,63 +138,44 @@ def write_labels(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
     """Writes `labels.csv`, in UTF-8, of the rows that `MultiTaskMetrics.label_rows()` returns; None as nothing."""
     path = Path(folder) / "labels.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    with atomic_write(path) as part:
+        pd.DataFrame(rows).to_csv(part, index=False, lineterminator="\r\n")
     return path
 
 
 def results_rows(results: Results) -> list[dict[str, str]]:
     """The table of results as rows of cells: one a task, and the average of the macro F1s."""
-    others = {"at .5": results.at_half, "majority F1": results.majority, "frozen F1": results.frozen}
+    models = {"F1": results.measured, "at .5": results.at_half}
+    models |= {"majority F1": results.majority, "frozen F1": results.frozen}
     rows = []
     for task, own in results.measured.tasks.items():
         first, digits = ("hamming_loss", 4) if "hamming_loss" in own else ("accuracy", 3)
-        rows.append(
-            {
-                "task": task,
-                "known": f"{own['known_rows']:,}",
-                "loss": _number(own.get("loss"), 4),
-                "accuracy": _number(own.get("accuracy")),
-                "hamming": _number(own.get("hamming_loss"), 4),
-                "guess": _number(results.majority.tasks[task].get(first), digits),
-                "precision": _number(own.get("macro_precision")),
-                "recall": _number(own.get("macro_recall")),
-                "F1": _number(own.get("macro_f1")),
-                **{
-                    name: _number(other.tasks[task].get("macro_f1")) if other else "" for name, other in others.items()
-                },
-            }
-        )
-    averages = {name: _number(other.avg_macro_f1) if other else "" for name, other in others.items()}
-    average = {"task": "average", "F1": _number(results.measured.avg_macro_f1), **averages}
-    return [*rows, {**dict.fromkeys(rows[0], ""), **average}]
+        cells = {"task": task, "known": f"{own['known_rows']:,}"}
+        cells |= {column: _number(own.get(kind), digits) for column, (kind, digits) in COLUMNS.items()}
+        cells["guess"] = _number(results.majority.tasks[task].get(first), digits)
+        f1s = {name: model.tasks[task].get("macro_f1") if model else None for name, model in models.items()}
+        rows.append(cells | {name: _number(f1) for name, f1 in f1s.items()})
+    averages = {name: _number(model.avg_macro_f1 if model else None) for name, model in models.items()}
+    return [*rows, {**dict.fromkeys(rows[0], ""), "task": "average", **averages}]
 
 
 def results_table(results: Results) -> str:
     """A plain-text table for the end of a run, at most 100 columns wide."""
-    rows = [{name: cell for name, cell in row.items() if name != "guess"} for row in results_rows(results)]
     title = f"Results on the {results.split} split, {results.rows:,} artworks"
     if results.at_half is not None:
         title += ", tuned (at .5: F1 as trained, by p > 0.5)"
-    return _plain_table(title, rows)
+    return _plain_table(title, [row | {"guess": ""} for row in results_rows(results)])
 
 
 def tuning_table(tuning: Mapping[str, Any], thresholds: Mapping[str, Any], temperatures: Mapping[str, float]) -> str:
     """What tuning changed, a line a task: temperature, thresholds, macro F1 of validation and test split by p > 0.5
-    and tuned, and the expected calibration error (ECE) on the test split; at most 100 columns wide.
-
-    Args:
-        tuning (`dict`): of "validation" and "test" what [`compare_tuned`] returned.
-        thresholds, temperatures (`dict`): of the tuned config.
-    """
+    and tuned, and the expected calibration error (ECE) on the test split; at most 100 columns wide. `tuning` is, of
+    "validation" and "test", what [`compare_tuned`] returned."""
     rows = []
     for task in [*tuning["test"]["known_rows"], "average"]:
         name = "avg_macro_f1" if task == "average" else f"{task}_macro_f1"
-        given = thresholds.get(task)
-        values = [given] if isinstance(given, float) else given or []
-        ends = dict.fromkeys(f"{end:.2g}" for end in (min(values), max(values))) if values else ()
+        values = np.atleast_1d(thresholds.get(task, []))
+        ends = dict.fromkeys(f"{end:.2g}" for end in (values.min(), values.max())) if len(values) else ()
         error = tuning["test"]["calibration_error"].get(task, {})
         row = {"task": task, "T": f"{temperatures[task]:.3g}" if task in temperatures else ""}
         row["threshold"] = " to ".join(ends)
@@ -215,20 +188,14 @@ def tuning_table(tuning: Mapping[str, Any], thresholds: Mapping[str, Any], tempe
 
 def _plain_table(title: str, rows: Sequence[Mapping[str, str]]) -> str:
     """Columns in which no row has anything are left out; the last row, an average, stands under a line."""
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-
-    def line(cells: Mapping[str, str]) -> str:
-        first, *others = columns
-        return "  ".join([cells[first].ljust(widths[first]), *(cells[name].rjust(widths[name]) for name in others)])
-
-    rule = "-" * (sum(widths.values()) + 2 * (len(columns) - 1))
-    body = [line(row) for row in rows]
-    return "\n".join([title, rule, line({name: name for name in columns}), rule, *body[:-1], rule, body[-1], rule])
+    table = pd.DataFrame(rows).set_index("task").rename_axis(None)
+    header, *lines = table.loc[:, (table != "").any()].to_string().splitlines()
+    rule = "-" * len(header)
+    return "\n".join([title, rule, header, rule, *lines[:-1], rule, lines[-1], rule])
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]

@@ -29,26 +29,21 @@ BINS = 15
 
 
 def choose_tuning(
-    tasks: Sequence[Task],
-    scores: Mapping[str, tuple[Tensor, Tensor]],
-    method: str = SHRUNK,
-    split: str = "validation",
+    tasks: Sequence[Task], scores: Mapping[str, tuple[Tensor, Tensor]], method: str = SHRUNK
 ) -> dict[str, dict[str, Any]]:
     """Chooses temperatures and, on the scores that they calibrate, thresholds.
 
     Args:
         tasks (`Sequence[Task]`): a task without a known label in the split stays as it is.
-        scores (`dict[str, tuple[FloatTensor, Tensor]]`): logits and labels of each task, as
+        scores (`dict[str, tuple[FloatTensor, Tensor]]`): logits and labels of each task on the validation split, as
             `MultiTaskMetrics.scores()` returns them, before anything is tuned.
         method (`str`, *optional*, defaults to `"shrunk"`): as for [`choose_thresholds`].
-        split (`str`, *optional*, defaults to `"validation"`): what the record calls it.
 
     Returns:
         The fields `TUNED` of the config; "tuning" is the record of what was found.
 
     Raises:
         UserError: if no row of the split has a known label.
-        ValueError: on another method.
     """
     thresholds: dict[str, Any] = {}
     temperatures: dict[str, float] = {}
@@ -63,16 +58,13 @@ def choose_tuning(
             thresholds[task.name], of_all, positives = choose_thresholds(logits / temperature, labels, method)
             records[task.name] = {"global_threshold": of_all, "positives": positives}
     if not records:
-        raise UserError(f"No artwork of the {split} split has a known label, so nothing can be tuned on it.")
+        raise UserError("No artwork of the validation split has a known label, so nothing can be tuned on it.")
     measured = compare_tuned(tasks, scores, thresholds, temperatures)
     for name, record in records.items():
-        record |= {
-            "known_rows": measured["known_rows"][name],
-            "macro_f1_at_half": measured["metrics_at_half"][f"{name}_macro_f1"],
-            "macro_f1": measured["metrics"][f"{name}_macro_f1"],
-            "calibration_error": measured["calibration_error"][name],
-        }
-    record = {"split": split, "method": method, "shrinkage": SHRINKAGE, "tasks": records}
+        record |= {key: measured[key][name] for key in ("known_rows", "calibration_error")}
+        record["macro_f1_at_half"] = measured["metrics_at_half"][f"{name}_macro_f1"]
+        record["macro_f1"] = measured["metrics"][f"{name}_macro_f1"]
+    record = {"split": "validation", "method": method, "shrinkage": SHRINKAGE, "tasks": records}
     return {"thresholds": thresholds, "temperatures": temperatures, "tuning": record}
 
 
@@ -82,11 +74,7 @@ def compare_tuned(
     thresholds: Mapping[str, Any],
     temperatures: Mapping[str, float],
 ) -> dict[str, Any]:
-    """How much tuning changes on a split.
-
-    Args:
-        tasks (`Sequence[Task]`), scores (`dict`): as for [`choose_tuning`].
-        thresholds, temperatures (`dict`): as it returned them.
+    """How much tuning changes on a split, of whose scores the arguments are as for [`choose_tuning`] and from it.
 
     Returns:
         "known_rows"; "metrics_at_half", the metrics of the model as it was trained, by p > 0.5, and "metrics", those
@@ -98,14 +86,11 @@ def compare_tuned(
     at_half, tuned = MultiTaskMetrics(tasks), MultiTaskMetrics(tasks, thresholds)
     at_half.update(before, labels)
     tuned.update(after, labels)
-    errors = {
-        task.name: {
-            when: expected_calibration_error(logits[task.name], labels[task.name], task)
-            for when, logits in (("before", before), ("after", after))
-        }
-        for task in tasks
-        if at_half.known_rows()[task.name]
-    }
+    errors = {}
+    for task in tasks:
+        if at_half.known_rows()[task.name]:
+            both = (expected_calibration_error(one[task.name], labels[task.name], task) for one in (before, after))
+            errors[task.name] = dict(zip(("before", "after"), both, strict=True))
     return {
         "known_rows": at_half.known_rows(),
         "metrics_at_half": at_half.compute(),
@@ -118,16 +103,8 @@ def compare_tuned(
 
 
 def best_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
-    """The T that minimises the mean (binary) cross-entropy of logits/T over the known rows (entries).
-
-    Args:
-        logits (`FloatTensor` of shape `(N, C)`).
-        labels (`Tensor`): int64 `(N,)` or float `(N, C)`, -100 where unknown.
-        task (`Task`).
-
-    Returns:
-        From 1/20 to 20.
-    """
+    """The T, from 1/20 to 20, that minimises the mean (binary) cross-entropy of logits/T over the known rows
+    (entries): of logits `(N, C)` and labels, int64 `(N,)` or float `(N, C)`, -100 where unknown."""
     is_known = labels != UNKNOWN
     if task.is_multi_label:
         scores, actual = logits[is_known].double(), (labels[is_known] > 0.5).double()
@@ -156,10 +133,8 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, task: Task) -> fl
 
     Of a single-label task the probability is that of the predicted label, and the frequency how often it is right; of
     a multi-label task they are those of each label by itself. Naeini, Cooper & Hauskrecht, "Obtaining Well Calibrated
-    Probabilities Using Bayesian Binning", AAAI 2015, by way of Guo et al. 2017, equation 3.
-
-    Args:
-        logits (`FloatTensor` of shape `(N, C)`), labels (`Tensor`), task (`Task`): as for [`best_temperature`].
+    Probabilities Using Bayesian Binning", AAAI 2015, by way of Guo et al. 2017, equation 3. The arguments are as for
+    [`best_temperature`].
     """
     is_known = labels != UNKNOWN
     probabilities = label_scores(logits, task)[is_known]
@@ -194,13 +169,11 @@ def choose_thresholds(
         of each label, on how many known rows it is.
 
     Raises:
-        ValueError: on another method, or if no label has a positive.
+        ValueError: on another method.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: use one of {', '.join(METHODS)}.")
     of_all, own, positives = _best_cuts(logits, labels)
-    if not positives.any():
-        raise ValueError("No label has a positive, so there is no F1 to maximise.")
     weight = (positives > 0).double()
     if method == SHRUNK:
         # Between logits, not probabilities: on simulated scores of 1,000 to 10,000 rows this gave the better macro F1

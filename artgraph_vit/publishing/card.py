@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import UserError
@@ -28,11 +29,24 @@ FIGURES = {
     "figures/multiclassification_losses.png": "Losses of each task",
     "figures/multiclassification_macro_f1s.png": "Macro F1 of each task",
 }
-# The Hub's list of licences grows and no package carries it: here their form is checked, and the Hub checks the rest.
-LICENSE = r"[a-z0-9][a-z0-9.+-]*"
-LICENSE_LINK = r"https?://[^\s<>()\[\]]+|LICENSE"
-LANGUAGE = r"[a-z]{2,3}|multilingual"
-HUB_ID = r"[\w.-]+/[\w.-]+"
+# Type and name on the Hub of each figure of a task, and what kind of average it is.
+METRICS: dict[str, tuple[str, str, str | None]] = {
+    "accuracy": ("accuracy", "Accuracy", None),
+    "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy", None),
+    "top5_accuracy": ("top_5_accuracy", "Top-5 accuracy", None),
+    "hamming_loss": ("hamming_loss", "Hamming loss", None),
+    "mean_average_precision": ("mean_average_precision", "Mean average precision", "macro"),
+    "micro_f1": ("f1", "Micro F1", "micro"),
+    "macro_precision": ("precision", "Macro precision", "macro"),
+    "macro_recall": ("recall", "Macro recall", "macro"),
+    "macro_f1": ("f1", "Macro F1", "macro"),
+}
+# How the Hub writes each; its list of licences grows and no package carries it, so the Hub checks the rest.
+FORMS = {
+    "license": (r"[a-z0-9][a-z0-9.+-]*", "a licence as the Hub calls it, such as apache-2.0, cc-by-4.0 or other"),
+    "license_link": (r"https?://[^\s<>()\[\]]+|LICENSE", "an https address, or LICENSE for a file in the folder"),
+    "language": (r"[a-z]{2,3}|multilingual", "an ISO code of two or three letters, such as en or it"),
+}
 
 
 @dataclass
@@ -62,27 +76,16 @@ class CardOptions:
     )
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, str) and option.name != "language":
-                setattr(self, option.name, " ".join(value.split()) or None)
-        self.dataset_name = self.dataset_name or "artworks"
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                setattr(self, name, " ".join(value.split()) or None)
         given = [self.language] if isinstance(self.language, str) else self.language or []
-        self.language = [code for codes in given for code in re.split(r"[\s,]+", str(codes)) if code] or None
-        for code in self.language or ():
-            if not re.fullmatch(LANGUAGE, code):
-                raise UserError(
-                    f"The language {code!r} is no ISO code of two or three letters: write it as in en or it."
-                )
-        if self.license and not re.fullmatch(LICENSE, self.license):
-            raise UserError(
-                f"The licence {self.license!r} is not written as the Hub calls one: give, say, apache-2.0, "
-                "cc-by-4.0 or other."
-            )
-        if self.license_link and not re.fullmatch(LICENSE_LINK, self.license_link):
-            raise UserError(
-                f"The license_link {self.license_link!r} is neither an https address nor the word LICENSE."
-            )
+        self.language = [code for codes in given for code in re.split(r"[\s,]+", codes) if code] or None
+        for name, (form, expected) in FORMS.items():
+            given = getattr(self, name)
+            for one in given if isinstance(given, list) else [given]:
+                if one and not re.fullmatch(form, one):
+                    raise UserError(f"{name}={one!r}: give {expected}.")
 
     def missing(self) -> list[str]:
         """The options that the card of a published model needs and that have no value."""
@@ -99,16 +102,10 @@ class CardOptions:
 def write_card(results: Results, config: ArtGraphViTConfig, folder: str | Path) -> Path:
     """Writes the card as `README.md` into the output folder of a run, by the options that its results hold."""
     path = Path(folder) / "README.md"
-    figures = [name for name in figure_titles(config) if (Path(folder) / name).is_file()]
-    text = render_card(results, config, Path(folder).name, CardOptions.of_results(results), figures)
+    files = [file.relative_to(folder).as_posix() for file in Path(folder).glob("figures/*")]
+    text = render_card(results, config, Path(folder).name, CardOptions.of_results(results), files)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def figure_titles(config: ArtGraphViTConfig) -> dict[str, str]:
-    """What a run can leave as figures, by their paths in its folder; which tasks have the last kind, it decides."""
-    confusions = {CONFUSION.format(task.name): f"What each {task.name} is taken for" for task in config.tasks}
-    return {**FIGURES, **confusions}
 
 
 def render_card(
@@ -116,20 +113,17 @@ def render_card(
     config: ArtGraphViTConfig,
     folder_name: str,
     options: CardOptions,
-    figures: Sequence[str] = tuple(FIGURES),
+    files: Sequence[str] = tuple(FIGURES),
 ) -> str:
-    """Fills the template.
+    """Fills the template, and returns the text of the card, metadata first.
 
     Args:
         results ([`Results`]).
         config ([`ArtGraphViTConfig`]).
         folder_name (`str`): names the model where no repository is known.
         options ([`CardOptions`]).
-        figures (`Sequence[str]`, *optional*, defaults to all of `FIGURES`): files that are there; of them the
-            figures of [`figure_titles`] are shown.
-
-    Returns:
-        The text of the card, metadata first.
+        files (`Sequence[str]`, *optional*, defaults to `FIGURES`): what lies beside the card; of them `FIGURES` and
+            the confusions of the tasks are shown.
     """
     backbone: Any = config.backbone_config
     base_model = None if results.recipe.get("from_scratch") else _hub_id(results.recipe.get("backbone"))
@@ -137,6 +131,7 @@ def render_card(
     name = " ".join((options.repo_id or folder_name).split())
     measured = _eval_results(results, config, dataset_id, options.dataset_name)
     is_other = options.license == "other"
+    confusions = {CONFUSION.format(task.name): f"What each {task.name} is taken for" for task in config.tasks}
     data = ModelCardData(
         language=options.language,
         license=options.license,
@@ -158,81 +153,50 @@ def render_card(
         name=name,
         python_name=json.dumps(name, ensure_ascii=False),
         base_model=base_model,
-        backbone_type=backbone.model_type,
-        task_weighting=config.task_weighting,
-        has_average_precision=bool(results.measured.of_kind("mean_average_precision")),
-        tasks=[
-            {
-                "name": task.name,
-                "kind": "several labels" if task.is_multi_label else "one label",
-                "count": task.num_labels,
-                "has_other": task.rare == "other",
-                "absent": results.measured.tasks[task.name].get("absent_labels"),
-                "labels": escape(", ".join(" ".join(label.split()) for label in task.labels)),
-            }
-            for task in config.tasks
-        ],
+        config=config,
         thresholds={task.name: _threshold(config, task) for task in config.tasks if task.is_multi_label},
         rows=results_rows(results),
         results=results,
-        recipe={name: value for name, value in results.recipe.items() if value is not None},
         options=options,
-        figures={path: title for path, title in figure_titles(config).items() if path in figures},
+        figures={path: title for path, title in {**FIGURES, **confusions}.items() if path in files},
     )
     return str(card)
 
 
 def escape(text: object) -> str:
-    """Makes a text plain in Markdown and HTML, on one line."""
+    """Makes a text plain in Markdown and HTML, on one line; also what would begin a list, a line or a heading."""
     plain = html.escape(" ".join(str(text).split()), quote=False)
     plain = re.sub(r"([\\`*{}\[\]|#!~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)  # not the _ within a word
-    return re.sub(r"^([-+=]+(?=\s|$)|\d+(?=[.)](?:\s|$)))", lambda start: _escape_start(start[1]), plain)
-
-
-def _escape_start(start: str) -> str:
-    """What would begin a list, a line or a heading."""
-    return f"{start}\\" if start.isdigit() else f"\\{start}"
+    return re.sub(r"^(\d*)([-+=]+(?=\s|$)|(?<=\d)[.)](?=\s|$))", r"\1\\\2", plain)
 
 
 def _hub_id(name: str | None) -> str | None:
-    is_id = isinstance(name, str) and re.fullmatch(HUB_ID, name) and not Path(name).exists()
-    return name if is_id and not str(name).startswith(".") else None
+    is_id = name and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).exists()
+    return name if is_id else None
 
 
 def _threshold(config: ArtGraphViTConfig, task: Task) -> str:
     """Above which probability a label of a task with several labels is predicted."""
-    given = config.thresholds.get(task.name)
-    values = given if isinstance(given, list | tuple) else [given]
-    if given is None:
+    if task.name not in config.thresholds:
         return "0.5, as none was set"
+    values = np.atleast_1d(config.thresholds[task.name])
     if len(values) == 1:
         return f"{values[0]:.3g}"
-    return f"one for each label, from {min(values):.3g} to {max(values):.3g}"
+    return f"one for each label, from {values.min():.3g} to {values.max():.3g}"
 
 
 def _eval_results(
     results: Results, config: ArtGraphViTConfig, dataset_id: str | None, dataset_name: str
 ) -> list[EvalResult]:
     """Each figure of each task as an entry of the `model-index`, with the dataset and split it was measured on."""
-    macro = {"average": "macro"}
-    kinds: dict[str, tuple[str, str, dict[str, str] | None]] = {
-        "accuracy": ("accuracy", "Accuracy", None),
-        "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy", None),
-        "top5_accuracy": ("top_5_accuracy", "Top-5 accuracy", None),
-        "hamming_loss": ("hamming_loss", "Hamming loss", None),
-        "mean_average_precision": ("mean_average_precision", "Mean average precision", macro),
-        "micro_f1": ("f1", "Micro F1", {"average": "micro"}),
-        "macro_precision": ("precision", "Macro precision", macro),
-        "macro_recall": ("recall", "Macro recall", macro),
-        "macro_f1": ("f1", "Macro F1", macro),
-    }
-    measured: list[tuple[str, str, dict[str, str] | None, float | None]] = [
-        ("f1", "Average macro F1", macro, results.measured.avg_macro_f1)
+    measured: list[tuple[tuple[str, str, str | None], float | None]] = [
+        (("f1", "Average macro F1", "macro"), results.measured.avg_macro_f1)
     ]
     for task in config.tasks:
         own = results.measured.tasks[task.name]
-        for kind, (metric_type, title, arguments) in kinds.items():
-            measured.append((metric_type, f"{title} ({task.name})", arguments, own.get(kind)))
+        measured += [
+            ((of, f"{title} ({task.name})", mean), own.get(kind)) for kind, (of, title, mean) in METRICS.items()
+        ]
     return [
         EvalResult(
             task_type="image-classification",
@@ -240,12 +204,12 @@ def _eval_results(
             dataset_name=dataset_name,
             dataset_config=results.data.get("config"),
             dataset_revision=results.data.get("revision"),
-            dataset_split=" ".join(str(results.split).split()),
+            dataset_split=" ".join(results.split.split()),
             metric_type=metric_type,
             metric_name=title,
-            metric_args=arguments,
+            metric_args={"average": average} if average else None,
             metric_value=value,
         )
-        for metric_type, title, arguments, value in measured
+        for (metric_type, title, average), value in measured
         if value is not None and math.isfinite(value)
     ]

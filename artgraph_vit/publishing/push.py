@@ -18,15 +18,12 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import logging
 
 from ..errors import LIBRARY_ERRORS, UserError, as_user_error
 from ..evaluation.results import Results
 from ..files import atomic_write
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
-from .card import FIGURES, CardOptions, render_card
-
-logger = logging.get_logger(__name__)
+from .card import CardOptions, render_card
 
 MODELING = "modeling_artgraph_vit.py"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -41,7 +38,6 @@ def push_run(
     folder: Path,
     repo_id: str,
     private: bool | None = None,
-    token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
     card: Mapping[str, Any] | None = None,
@@ -52,7 +48,6 @@ def push_run(
         folder (`Path`): the output folder of `scripts/train.py`.
         repo_id (`str`): "user/name".
         private (`bool`, *optional*): make the repository private if it is created.
-        token (`str`, *optional*): by default the one of `hf auth login`.
         revision (`str`, *optional*, defaults to the main branch): the branch; made if it is not there.
         create_pr (`bool`, *optional*, defaults to `False`): open a pull request, against `revision` if that is given,
             which must be there then.
@@ -67,42 +62,29 @@ def push_run(
             or the Hub refuses or cannot be reached.
     """
     files, results, options = _publication(folder, repo_id, card)
-    if missing := options.missing():
-        raise UserError(_needed(missing))
-    if lacking := [name for name in FIGURES if name not in files]:
-        logger.warning("%s lacks %s; the card does without.", folder, ", ".join(lacking))
+    if options.missing():
+        raise UserError(_needed(options))
     text = files["README.md"].decode()
     with _hub_errors(folder, repo_id):
         ModelCard(text).validate()  # before anything is written, here or there
     with atomic_write(folder / "README.md") as part:
         part.write_text(text, encoding="utf-8")
-    if results != Results.read(folder):  # remembers, for the next push
-        results.write(folder)
+    results.write(folder)  # remembers the options, for the next push
     message = "Upload a trained ArtGraph ViT"
-    commit = _upload(folder, repo_id, files, REPLACED, message, "model", private, token, revision, create_pr)
+    commit = _upload(folder, repo_id, files, REPLACED, message, "model", private, revision, create_pr)
     return commit.pr_url or commit.commit_url
 
 
-def push_dataset(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads the folder that [`prepare_dataset`] wrote, its card with the repository's name; what is there already is
-    not sent again, and shards of an earlier preparation are taken away.
-
-    Args:
-        folder (`Path`), repo_id (`str`), private (`bool`, *optional*), token (`str`, *optional*): as for [`push_run`].
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        UserError: if the Hub refuses or cannot be reached.
-    """
+def push_dataset(folder: Path, repo_id: str, private: bool | None = None) -> str:
+    """Uploads the folder that [`prepare_dataset`] wrote, its card with the repository's name, and returns the address
+    of the commit; what is there already is not sent again, and shards of an earlier preparation are taken away. The
+    arguments and errors are those of [`push_run`]."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
     paths = [path for pattern in PUBLISHED_OF_DATASETS for path in folder.glob(pattern)]
-    files: dict[str, Path | bytes] = {str(path.relative_to(folder)): path for path in paths}
+    files = {"README.md": card.encode(), **{str(path.relative_to(folder)): path for path in paths}}
     message = "Upload artworks prepared for training"
-    files["README.md"] = card.encode()
-    return _upload(folder, repo_id, files, ("data/*",), message, "dataset", private, token).commit_url
+    return _upload(folder, repo_id, files, ("data/*",), message, "dataset", private).commit_url
 
 
 def dry_run(folder: Path, repo_id: str, card: Mapping[str, Any] | None = None) -> str:
@@ -113,23 +95,18 @@ def dry_run(folder: Path, repo_id: str, card: Mapping[str, Any] | None = None) -
     """
     files, _, options = _publication(folder, repo_id, card)
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
-    width = len(f"{sum(sizes.values()):,}")
-    lines = [f"Would be pushed to {repo_id}, in one commit:"]
-    lines += [f"  {size:>{width},} {name}" for name, size in sorted(sizes.items())]
-    lines += [f"  {sum(sizes.values()):>{width},} bytes in {len(sizes)} files"]
-    lines += ["Would be removed there: weights and figures of an earlier push that are not in this list."]
+    total = f"{sum(sizes.values()):,}"
     sent = {name.split("/")[0] for name in files}
-    if left_out := sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in sent):
-        lines += [f"Stays here: {', '.join(left_out)}."]
-    if lacking := [name for name in FIGURES if name not in files]:
-        lines += [f"Missing: {', '.join(lacking)}; the card does without."]
-    if missing := options.missing():
-        lines += [_needed(missing)]
+    kept = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in sent)
+    lines = [f"Would be pushed to {repo_id}, in one commit:"]
+    lines += [f"  {size:>{len(total)},} {name}" for name, size in sorted(sizes.items())]
+    lines += [f"  {total} bytes in {len(sizes)} files", f"Stays here: {', '.join(kept) or 'nothing'}."]
+    lines += [_needed(options)] if options.missing() else []
     return "\n".join(lines)
 
 
-def _needed(missing: Sequence[str]) -> str:
-    return f"The card needs what only you can say: give {' and '.join(f'--{name}' for name in missing)}."
+def _needed(options: CardOptions) -> str:
+    return f"The card needs what only you can say: give {' and '.join(f'--{name}' for name in options.missing())}."
 
 
 def _publication(
@@ -139,7 +116,7 @@ def _publication(
     card's options as they are now; and these options."""
     with as_user_error(f"{folder} cannot be pushed to {repo_id}"):
         validate_repo_id(repo_id)
-    files: dict[str, Any] = _files_of_run(folder)
+    files = _files_of_run(folder)
     results = Results.read(folder)
     given = {name: value for name, value in (card or {}).items() if value is not None}
     options = replace(CardOptions.of_results(results), **given)
@@ -155,42 +132,28 @@ def _publication(
     return files, results, options
 
 
-def _files_of_run(folder: Path) -> dict[str, Path]:
-    """What is published of a folder, which must hold all that a model needs to be loaded, as far as this can be seen
-    without loading it; of its code only what the model imports."""
+def _files_of_run(folder: Path) -> dict[str, Any]:
+    """What is published of a folder, which must hold all that a model needs to be loaded; of its code only what the
+    model imports."""
     files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted([*folder.glob("*"), *folder.glob("figures/*")])
         if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(folder.resolve())
     }
-    needed = [*NEEDED, "model.safetensors"]
+    weights, code = ["model.safetensors"], {MODELING}
     with as_user_error(f"{folder} holds no whole model", "save it again.", kinds=(*LIBRARY_ERRORS, KeyError)):
-        if WEIGHTS_INDEX in files:
-            parts = json.loads(files[WEIGHTS_INDEX].read_text(encoding="utf-8"))["weight_map"].values()
-            needed = [*NEEDED, *sorted(set(parts))]
-            if "model.safetensors" in files:
-                raise UserError(
-                    f"{folder} holds two models, model.safetensors and one in parts ({WEIGHTS_INDEX}): remove the "
-                    "older."
-                )
-        for name in needed:
-            if name in files and name.endswith(".safetensors"):  # half written, or something else under this name?
-                with safe_open(files[name], "np"):
-                    pass
-    if missing := [name for name in needed if name not in files]:
+        if WEIGHTS_INDEX in files and "model.safetensors" not in files:
+            index = json.loads(files[WEIGHTS_INDEX].read_text(encoding="utf-8"))
+            weights = sorted(set(index["weight_map"].values()))
+        if MODELING in files:
+            code |= {Path(file).name for file in get_relative_import_files(files[MODELING])}
+        for name in set(weights) & set(files):
+            with safe_open(files[name], "np"):  # half written, or something else under this name?
+                pass
+    if missing := [name for name in (*NEEDED, *weights, *sorted(code)) if name not in files]:
         raise UserError(
             f"{folder} lacks {', '.join(missing)} (a link that leads out of it is not followed): give the output "
             "folder of a finished run."
-        )
-    try:
-        code = {MODELING, *(Path(file).name for file in get_relative_import_files(folder / MODELING))}
-        lacking = sorted(code - set(files))
-    except FileNotFoundError as error:  # one of them
-        lacking = [Path(error.filename).name]
-    if lacking:
-        raise UserError(
-            f"{folder} lacks code that travels with the weights ({', '.join(lacking)}): save it again, by "
-            f"ArtGraphPipeline.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
         )
     return {name: path for name, path in files.items() if _matches(name, PUBLISHED) or name in code}
 
@@ -223,17 +186,16 @@ def _hub_errors(folder: Path, repo_id: str) -> AbstractContextManager[None]:
 def _upload(
     folder: Path,
     repo_id: str,
-    files: Mapping[str, Path | bytes],
+    files: Mapping[str, Any],
     replaced: Sequence[str],
     message: str,
     repo_type: str,
     private: bool | None,
-    token: str | None,
     revision: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
     """Commits files, and takes away those that fit the patterns `replaced` and are not among them."""
-    api = HfApi(token=token)
+    api = HfApi()
     with _hub_errors(folder, repo_id):
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:

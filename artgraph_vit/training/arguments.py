@@ -17,7 +17,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 
-from ..data.options import choice
+from ..data.options import DataArguments, choice
 from ..errors import UserError
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from .class_statistics import CLASS_WEIGHTS
@@ -284,3 +284,10 @@ class ArtGraphTrainingArguments(TrainingArguments):
             *("ema_decay", "layer_decay", "mixup_alpha"),
         )
         return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}
+
+
+def source_recipe() -> dict[str, Any]:
+    """The source document's value of each option, by name: the defaults."""
+    classes = (ModelArguments, DataArguments, ArtGraphTrainingArguments)
+    defaults = {option.name: option.default for options in classes for option in fields(options)}
+    return {**defaults, "global_batch_size": defaults["per_device_train_batch_size"], "mixed_precision": "no"}

@@ -5,6 +5,7 @@ Everything a user can get wrong in the data is found here, before any training.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,16 +14,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
+from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
-from ..data import (
-    PictureTransform,
-    find_bad_pictures,
-    known_row_count,
-    label_counts,
-    leave_out,
-    with_pixels,
-)
+from ..data import PictureTransform, find_bad_pictures, known_row_count, label_counts, leave_out, with_pixels
 from ..data.augmentation import Augmentation
 from ..data.options import EMBEDDED, DataArguments, read_artworks
 from ..data.sources.prepared import is_prepared
@@ -35,18 +30,13 @@ from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..model.tasks import Task
 from .arguments import ModelArguments
 from .class_statistics import set_label_statistics, start_log_variances_at_prior
-from .image_size import refuse_fixed_size, refuse_unfit_size, with_image_size
 
 
 def load_splits(
     data: DataArguments, args: TrainingArguments, tasks: Sequence[Task] | None = None
 ) -> tuple[DatasetDict, list[Task]]:
-    """Reads, checks and splits the artworks.
-
-    Args:
-        data ([`DataArguments`]).
-        args (`TrainingArguments`): gives the processes, the output folder and whether to show progress.
-        tasks (`Sequence[Task]`, *optional*): the tasks of a trained model; by default a vocabulary is built.
+    """Reads, checks and splits the artworks, with the tasks of a trained model or, by default, those of a vocabulary
+    that is built.
 
     Returns:
         The splits "train", "validation" and "test" of encoded rows, without pictures if they are to be streamed, and
@@ -80,15 +70,8 @@ def load_pictures(
     augmentation: Augmentation | None = None,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """The splits as a trainer takes them, whose pictures are decoded when they are fetched.
-
-    Args:
-        splits (`DatasetDict`), tasks (`Sequence[Task]`): as [`load_splits`] returns them.
-        data ([`DataArguments`]).
-        image_processor (`BaseImageProcessor`): of the model.
-        augmentation ([`Augmentation`], *optional*): of the train split alone.
-        seed (`int`, *optional*, defaults to 42): of the order of a stream.
-    """
+    """The splits as a trainer takes them, whose pictures are decoded when they are fetched: those of the train
+    split with the augmentation, those of a stream in an order by the seed."""
     of_split = {split: augmentation if split == "train" else None for split in splits}
     if data.streaming:
         transforms = {split: PictureTransform(image_processor, data.jpeg_scale, of_split[split]) for split in splits}
@@ -116,10 +99,38 @@ def load_image_processor(model: ModelArguments) -> BaseImageProcessor:
     with as_user_error("The options of the model are wrong"):
         set_options(backbone_config, _backbone_options(model))
         ArtGraphViTConfig(backbone_config=backbone_config, **_model_options(model))
-        if model.image_size is not None:
-            refuse_unfit_size(model.image_size, backbone_config)
-            image_processor = with_image_size(image_processor, model.image_size)
-    return image_processor
+        if model.image_size is None:
+            return image_processor
+        patch = getattr(backbone_config, "patch_size", None)
+        if isinstance(patch, int) and model.image_size % patch:
+            below = model.image_size // patch * patch
+            near = f"{below} or {below + patch}" if below else f"{patch}"
+            raise UserError(
+                f"image_size={model.image_size} is no multiple of the backbone's patches of {patch}: use {near}."
+            )
+        return with_image_size(image_processor, model.image_size)
+
+
+def with_image_size(image_processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
+    """A copy that makes square pictures of so many pixels a side; if it resizes and crops, it crops the same part.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    resized: Any = copy.deepcopy(image_processor)
+    sides = {name: side for name, side in dict(resized.size).items() if side}
+    share = 1.0
+    if getattr(resized, "do_center_crop", False):
+        share = min(sides.values()) / min(side for side in dict(resized.crop_size).values() if side)
+        resized.crop_size = type(resized.crop_size)(height=image_size, width=image_size)
+    resized.size = type(resized.size)(**dict.fromkeys(sides, round(share * image_size)))
+    made = resized(Image.new("RGB", (30, 20)), return_tensors="pt")["pixel_values"][0]
+    if made.shape != (3, image_size, image_size):
+        raise UserError(
+            f"{type(image_processor).__name__} does not make pictures of image_size={image_size}: leave it out, or "
+            "choose another backbone."
+        )
+    return resized
 
 
 def _model_options(model: ModelArguments) -> dict[str, Any]:
@@ -129,7 +140,6 @@ def _model_options(model: ModelArguments) -> dict[str, Any]:
 
 
 def _backbone_options(model: ModelArguments) -> dict[str, Any]:
-    """The options that are the backbone's own config's."""
     return {} if model.drop_path_rate is None else {"drop_path_rate": model.drop_path_rate}
 
 
@@ -160,7 +170,12 @@ def build_model(
             **_model_options(model),
         )
     if model.image_size is not None:
-        refuse_fixed_size(built, model.image_size, model.backbone)
+        failed = f"The backbone {model.backbone!r} takes no pictures of image_size={model.image_size}"
+        with (
+            torch.no_grad(),
+            as_user_error(failed, "leave it out, or choose another backbone.", kinds=(RuntimeError, ValueError)),
+        ):
+            built.eval()(pixel_values=torch.zeros(1, 3, model.image_size, model.image_size))
     set_label_statistics(built, train_rows, model.class_weights)
     if model.log_variance_init == "auto":
         start_log_variances_at_prior(built, train_rows)

@@ -25,8 +25,7 @@ from transformers.utils import logging
 from ..errors import UserError, one_line
 from ..loading import MANIFEST, verify_checkpoint
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
-from .arguments import ArtGraphTrainingArguments
-from .recipe import source_recipe
+from .arguments import ArtGraphTrainingArguments, source_recipe
 
 logger = logging.get_logger(__name__)
 

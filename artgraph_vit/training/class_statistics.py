@@ -7,6 +7,7 @@ where a model that looks at no picture would end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -18,45 +19,28 @@ from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification, Tas
 from ..model.tasks import Task
 
 
-def balanced_class_weights(counts: Tensor) -> Tensor:
-    """scikit-learn's `balanced`: n / (K·n_c), n rows, n_c of class c, K classes that have rows; 1 for the others.
-
-    Args:
-        counts (`LongTensor` of shape `(C,)`): the n_c.
-
-    Returns:
-        `FloatTensor` of shape `(C,)`.
-    """
+def inverse_power_weights(counts: Tensor, power: float) -> Tensor:
+    """Weights proportional to 1/n^power of the counts n, int64 `(C,)`, with a mean over the rows of 1, and 1 for a
+    class without rows: float `(C,)`."""
     has_rows = counts > 0
-    weights = counts.sum() / (has_rows.sum() * counts.clamp(min=1).double())
+    weights = counts.clamp(min=1).double() ** -power
+    weights = weights * counts.sum() / (weights * counts).sum()
     return torch.where(has_rows, weights, torch.ones_like(weights)).float()
 
 
-def sqrt_class_weights(counts: Tensor) -> Tensor:
-    """Weights proportional to 1/√n_c, whose mean over the rows is 1; as [`balanced_class_weights`]."""
-    return _of_mean_one(1 / counts.clamp(min=1).double().sqrt(), counts)
-
-
-def equal_class_weights(counts: Tensor) -> Tensor:
-    """1 for each class, float `(C,)`."""
-    return torch.ones(len(counts))
-
-
+balanced_class_weights = partial(
+    inverse_power_weights, power=1.0
+)  # scikit-learn's: n / (K·n_c), of K classes with rows
 CLASS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "balanced": balanced_class_weights,
-    "sqrt": sqrt_class_weights,
-    "none": equal_class_weights,
+    "sqrt": partial(inverse_power_weights, power=0.5),
+    "none": partial(inverse_power_weights, power=0.0),
 }
 
 
 def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset, class_weights: str) -> None:
-    """Fills the buffers of the heads.
-
-    Args:
-        model ([`ArtGraphViTForImageClassification`]).
-        rows (`Dataset`): the encoded rows of the train split.
-        class_weights (`str`): one of `CLASS_WEIGHTS`.
-    """
+    """Fills the buffers of the heads from the encoded rows of the train split; `class_weights` names one of
+    `CLASS_WEIGHTS`."""
     for task in model.config.tasks:
         counts = label_counts(rows, task)
         buffers = dict(model.heads[task.name].named_buffers())
@@ -105,9 +89,3 @@ def label_batches(rows: Dataset, tasks: Sequence[Task], size: int = 512) -> Iter
     collator = ArtGraphCollator(tasks)
     for start in range(0, len(rows), size):
         yield collator.labels([rows[index] for index in range(start, min(start + size, len(rows)))])
-
-
-def _of_mean_one(weights: Tensor, counts: Tensor) -> Tensor:
-    has_rows = counts > 0
-    weights = weights * counts.sum() / (weights * counts).sum()
-    return torch.where(has_rows, weights, torch.ones_like(weights)).float()

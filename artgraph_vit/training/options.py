@@ -10,13 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
+
+from ..errors import one_line
 
 
 def parse_options(
@@ -32,8 +34,8 @@ def parse_options(
         option_classes (`Sequence[type]`): dataclasses; the help shows a group for each (`_argument_group_name`).
         argv (`Sequence[str]`, *optional*): by default the command line.
         default_config (`Path`, *optional*): the YAML file to read where the command line is empty.
-        positionals (`Sequence[str]`, *optional*): options whose values may stand first on the command line without
-            their names; a YAML file ends in `.yaml` there.
+        positionals (`Sequence[str]`, *optional*): options whose values may stand first, without their names; a YAML
+            file before them ends in `.yaml`.
         parser: further options of `argparse.ArgumentParser`, such as `description`.
 
     Returns:
@@ -47,43 +49,39 @@ def parse_options(
     known = sorted(field.name for option_class in option_classes for field in fields(option_class))
     of_file: list[str] = []
     if argv and not argv[0].startswith("-") and (not positionals or argv[0].endswith(".yaml")):
-        try:
-            of_file = _read_yaml(Path(argv.pop(0)), known)
-        except ValueError as error:
-            options.error(str(error))
+        of_file = _read_yaml(Path(argv.pop(0)), known, options.error)
     for name in positionals:
-        place = next((i for i, word in enumerate(argv) if not word.startswith("-")), None)
-        if place is None or (place > 0 and argv[place - 1].startswith("--") and "=" not in argv[place - 1]):
-            break  # a value of an option before it
-        argv[place] = f"--{name}={argv[place]}"
+        if argv and not argv[0].startswith("-"):
+            of_file.append(f"--{name}={argv.pop(0)}")
     namespace, unused = options.parse_known_args(of_file + argv)  # the command line comes last, and so wins
     if unused:
         name = unused[0].lstrip("-").split("=")[0].replace("-", "_")
         options.error(f"there is no option {unused[0]!r}{_suggest(name, known, '--')}")
-    values = vars(namespace)
     try:
         return tuple(
-            option_class(**{field.name: values[field.name] for field in fields(option_class) if field.init})
+            option_class(
+                **{field.name: getattr(namespace, field.name) for field in fields(option_class) if field.init}
+            )
             for option_class in option_classes
         )
     except (ValueError, TypeError) as error:
         options.error(str(error))
 
 
-def _read_yaml(path: Path, known: list[str]) -> list[str]:
+def _read_yaml(path: Path, known: list[str], refuse: Callable[[str], NoReturn]) -> list[str]:
     """The options in a YAML file, as they would stand on the command line."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; give a YAML file, or options as --name value")
+        refuse(f"there is no file {path}; give a YAML file, or options as --name value")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        refuse(f"{path} is not valid YAML: {one_line(error)}")
     if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold 'option: value' lines")
+        refuse(f"{path} does not hold 'option: value' lines")
     argv = []
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"{path} has an unknown option {name!r}{_suggest(str(name), known)}")
+            refuse(f"{path} has an unknown option {name!r}{_suggest(str(name), known)}")
         if isinstance(value, list):
             argv += [f"--{name}", *map(str, value)] if value else []
         elif isinstance(value, dict):

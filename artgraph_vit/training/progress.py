@@ -17,12 +17,8 @@ SECONDS_BETWEEN_LOSSES = 2.0  # on the bar
 
 
 class EpochTable(ProgressCallback):
-    """Takes the place of `Trainer`'s progress bar, whose logs are one long line of JSON.
-
-    Args:
-        running_losses (`Callable`): gives the loss of each task since the last log.
-        rows_a_step (`int`): by which steps become rows per second.
-    """
+    """Takes the place of `Trainer`'s progress bar, whose logs are long lines of JSON; `running_losses` gives the loss
+    of each task since the last log."""
 
     def __init__(self, running_losses: Callable[[], dict[str, float]], rows_a_step: int):
         super().__init__()
@@ -30,14 +26,10 @@ class EpochTable(ProgressCallback):
         self.rows_a_step = rows_a_step
         self._next_losses = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.unit, self.training_bar.unit_scale = "row", self.rows_a_step
-
     def on_epoch_begin(self, args, state, control, **kwargs):
         super().on_epoch_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero and self.training_bar is not None:
+        if self.training_bar is not None:
+            self.training_bar.unit, self.training_bar.unit_scale = "row", self.rows_a_step
             epoch = int(state.epoch or 0)
             phase = "heads" if epoch < args.frozen_epochs else "full"
             self.training_bar.set_description(f"phase {phase}, epoch {epoch + 1}/{args.num_train_epochs:g}")
@@ -54,7 +46,7 @@ class EpochTable(ProgressCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         super().on_evaluate(args, state, control, **kwargs)
-        if state.is_world_process_zero and self.training_bar is not None and "eval_avg_macro_f1" in (metrics or {}):
+        if self.training_bar is not None and "eval_avg_macro_f1" in (metrics or {}):
             trained = next((logs for logs in reversed(state.log_history) if "learning_rate" in logs), {})
             tasks = [task.name for task in kwargs["model"].config.tasks]
             evaluated = Measured.of_log(metrics, tasks, "eval_")

@@ -7,7 +7,7 @@ processes of a launcher call the functions here, and the main one writes.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,21 +28,24 @@ from ..evaluation.results import Measured, Results, results_table, tuning_table,
 from ..evaluation.tuning import SHRUNK, TUNED, choose_tuning, compare_tuned
 from ..files import atomic_write
 from ..loading import MANIFEST, load_model
-from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..model.tasks import Task
 from ..publishing.card import CardOptions, write_card
-from .arguments import ArtGraphTrainingArguments, ModelArguments
+from .arguments import ArtGraphTrainingArguments, ModelArguments, source_recipe
 from .build import build_model, label_priors, load_image_processor, load_pictures, load_splits
 from .checkpoints import checkpoint_to_resume
 from .class_statistics import label_batches
-from .recipe import departures, portable, recipe_of
 from .trainer import ArtGraphTrainer
 
 logger = logging.get_logger(__name__)
 
 FROZEN_TEST = "frozen_test"
 PACKAGES = ("artgraph_vit", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
+DATA_RECIPE = (
+    *("min_count", "tasks", "split_seed", "streaming", "jpeg_scale", "crop_scale", "horizontal_flip", "color_jitter"),
+)
+# What a recipe is applied to, rather than a part of it.
+GROUND = {"backbone", "backbone_revision", "from_scratch", "min_count", "tasks", "split_seed", "seed", "data_seed"}
+GROUND |= {"streaming"}
 
 
 # ---- training ----
@@ -57,9 +60,13 @@ def train(
     Raises:
         UserError: says what is wrong with the options or the data, before any long work.
     """
-    _refuse_to_untune(args)
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    config = Path(str(args.output_dir)) / "config.json"
+    if not args.tune_thresholds and config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tuning"):
+        raise UserError(
+            f"The model in {args.output_dir} is finished and tuned, and this would write it anew, untuned: pass "
+            "--tune_thresholds true, or choose another --output_dir."
+        )
+    _hide_progress_of_libraries()
     checkpoint_to_resume(args, args.resume_from_checkpoint)  # what is wrong with it, before the data is read
 
     set_seed(args.seed)
@@ -85,16 +92,6 @@ def train(
     return results
 
 
-def _refuse_to_untune(args: ArtGraphTrainingArguments) -> None:
-    """A finished run that is started again writes its model anew, and what it was tuned to would be lost."""
-    config = Path(str(args.output_dir)) / "config.json"
-    if not args.tune_thresholds and config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tuning"):
-        raise UserError(
-            f"The model in {args.output_dir} is finished and tuned, and this would write it anew, untuned: pass "
-            "--tune_thresholds true, or choose another --output_dir."
-        )
-
-
 class FrozenPhaseTest(TrainerCallback):
     """Evaluates the test split when phase `heads` ends, before its checkpoint is written: so the figure is in the
     run's log, and a resumed run has it as well."""
@@ -109,6 +106,23 @@ class FrozenPhaseTest(TrainerCallback):
             self.trainer.evaluate(self.test_rows, metric_key_prefix=FROZEN_TEST)
             return asked
         return control
+
+
+def recipe_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
+    """The options of model and data that decide what a run learns; with nothing of the machine it ran on."""
+    of_data = {name: getattr(data, name) for name in DATA_RECIPE}
+    return {**dataclasses.asdict(model), **of_data, "backbone": _portable(model.backbone)}
+
+
+def departures(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a recipe that differ from the source document's, which are the defaults."""
+    defaults = {name: value for name, value in source_recipe().items() if name not in GROUND}
+    return {name: value for name, value in recipe.items() if name in defaults and value != defaults[name]}
+
+
+def _portable(name_or_path: str) -> str:
+    """A name that says nothing of the machine: of a path its last part."""
+    return Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
 
 
 def finish_run(
@@ -135,11 +149,9 @@ def finish_run(
         **args.recipe(),
         "tune_thresholds": args.tune_thresholds,
     }
-    results = evaluate_split(trainer, pictures["test"], "test", splits, recipe)
+    results = evaluate_split(trainer, pictures["test"], "test", splits, recipe, tuning)
     trainer.save_model()
     trainer.save_state()
-    if tuning is not None:
-        _add_tuning(results, tuning)
     frozen = next((log for log in reversed(state.log_history) if f"{FROZEN_TEST}_loss" in log), None)
     results.frozen = Measured.of_log(frozen, names, f"{FROZEN_TEST}_") if frozen else None
     if args.load_best_model_at_end:  # else the weights are the last ones
@@ -151,7 +163,7 @@ def finish_run(
     results.departures = departures(recipe)
     results.card = dataclasses.asdict(card)
     results.data = {
-        "source": portable(data_args.source),
+        "source": _portable(data_args.source),
         "config": data_args.dataset_config,
         "revision": data_args.dataset_revision,
         **{f"{name}_rows": len(rows) for name, rows in splits.items()},
@@ -165,9 +177,7 @@ def finish_run(
             draw_figures(state.log_history, names, folder, boundary, results.best_epoch)
             write_card(results, trainer.config, folder)
         except Exception:  # the run itself is whole and saved
-            logger.exception(
-                "The figures or the card in %s could not be made; the model and results.json are.", folder
-            )
+            logger.exception("The figures or the card in %s could not be made; the model is saved.", folder)
     return results
 
 
@@ -175,16 +185,15 @@ def finish_run(
 
 
 def evaluate_split(
-    trainer: ArtGraphTrainer, pictures: Any, split: str, splits: DatasetDict, recipe: Mapping[str, Any]
+    trainer: ArtGraphTrainer,
+    pictures: Any,
+    split: str,
+    splits: DatasetDict,
+    recipe: Mapping[str, Any],
+    tuning: dict[str, Any] | None = None,
 ) -> Results:
-    """Evaluates the trainer's model, and the guess that looks at no picture, on a split.
-
-    Args:
-        trainer ([`ArtGraphTrainer`]): its `metrics` are those of this evaluation afterwards.
-        pictures (`Dataset`): the split as the trainer takes it.
-        split (`str`): its name in `splits`.
-        splits (`DatasetDict`): of encoded rows.
-        recipe (`Mapping[str, Any]`): the options of the run.
+    """Evaluates the trainer's model, and the guess that looks at no picture, on the split of this name; the trainer's
+    `metrics` are those of this evaluation afterwards. `tuning` is, of a model just tuned, what [`tune`] returned.
 
     Raises:
         RuntimeError: if the metrics do not stem from all rows of the split, each once.
@@ -203,15 +212,10 @@ def evaluate_split(
         majority=Measured.of_log(guess, names),
         seed=trainer.args.seed,
         recipe=dict(recipe),
-        versions={package: _version(package) for package in PACKAGES},
+        versions={package: importlib.import_module(package).__version__ for package in PACKAGES},
+        tuning=tuning,
+        at_half=Measured.of_log(tuning[split]["metrics_at_half"], names) if tuning else None,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return "not installed"
 
 
 def _write_evaluation(results: Results, trainer: ArtGraphTrainer, folder: Path) -> None:
@@ -235,68 +239,69 @@ def evaluate(
     Raises:
         UserError: if a model cannot be loaded, or the other one has other tasks or labels.
     """
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    model, image_processor = load_model(checkpoint, revision)
-    tasks = model.config.tasks
-    other = None if compare_with is None else load_model(compare_with)
-    if other is not None and other[0].config.tasks != tasks:
-        raise UserError(
-            f"{compare_with} has other tasks or labels than {checkpoint}: only models with the same ones, in the same "
-            "order, can be compared."
-        )
+    _hide_progress_of_libraries()
+    models = [load_model(checkpoint, revision)]
+    tasks = models[0][0].config.tasks
+    if compare_with is not None:
+        models.append(load_model(compare_with))
+        if models[1][0].config.tasks != tasks:
+            raise UserError(
+                f"{compare_with} has other tasks or labels than {checkpoint}: only models with the same ones, in the "
+                "same order, can be compared."
+            )
     splits, _ = load_splits(data_args, args, tasks)
-
-    def evaluated(
-        model: ArtGraphViTForImageClassification, image_processor: BaseImageProcessor
-    ) -> tuple[ArtGraphTrainer, Results]:
-        pictures = load_pictures(splits, tasks, data_args, image_processor)
-        trainer = _trainer(model, image_processor, args, pictures["validation"])
+    evaluated = []
+    for model, image_processor in models:
+        trainer, pictures = _evaluator(model, image_processor, splits, data_args, args)
         trainer.metrics.keep_scores = bootstrap > 0
-        return trainer, evaluate_split(trainer, pictures[split], split, splits, {"checkpoint": checkpoint})
-
-    trainer, results = evaluated(model, image_processor)
-    compared = None if other is None else evaluated(*other)[0].metrics.decisions()
+        found = evaluate_split(trainer, pictures[split], split, splits, {"checkpoint": checkpoint})
+        evaluated.append((trainer, found))
+    trainer, results = evaluated[0]
     if trainer.is_world_process_zero():
         print(results_table(results))
         if bootstrap:
-            own = trainer.metrics.decisions()
+            own, *others = [one.metrics.decisions() for one, _ in evaluated]
             results.intervals = macro_f1_intervals(tasks, own, None, bootstrap, args.seed)
             print("\n" + intervals_table(results.intervals))
-            if compared is not None:
-                found = macro_f1_intervals(tasks, own, compared, bootstrap, args.seed)
-                results.comparison = {"checkpoint": compare_with, **found}
-                print("\n" + intervals_table(found))
+            for other in others:
+                compared = macro_f1_intervals(tasks, own, other, bootstrap, args.seed)
+                results.comparison = {"checkpoint": compare_with, **compared}
+                print("\n" + intervals_table(compared))
         _write_evaluation(results, trainer, Path(args.output_dir))
     trainer.accelerator.end_training()  # all processes leave together
     return results
 
 
-def _trainer(
+def _evaluator(
     model: ArtGraphViTForImageClassification,
     image_processor: BaseImageProcessor,
+    splits: DatasetDict,
+    data_args: DataArguments,
     args: ArtGraphTrainingArguments,
-    eval_pictures: Any,
-) -> ArtGraphTrainer:
-    """One that evaluates a trained model."""
-    collator = ArtGraphCollator(model.config.tasks)
-    pictures = {"eval_dataset": eval_pictures, "processing_class": image_processor}
-    return ArtGraphTrainer(model=model, args=args, data_collator=collator, **pictures)
+) -> tuple[ArtGraphTrainer, dict[str, Any]]:
+    """A trainer of a trained model, and the splits as it takes them."""
+    pictures = load_pictures(splits, model.config.tasks, data_args, image_processor)
+    trainer = ArtGraphTrainer(
+        model=model,
+        args=args,
+        data_collator=ArtGraphCollator(model.config.tasks),
+        eval_dataset=pictures["validation"],
+        processing_class=image_processor,
+    )
+    return trainer, pictures
+
+
+def _hide_progress_of_libraries() -> None:
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 # ---- tuning ----
 
 
 def tune(trainer: ArtGraphTrainer, pictures: Mapping[str, Any], method: str = SHRUNK) -> dict[str, dict[str, Any]]:
-    """Tunes the trainer's model on the validation split; its config has the result. What it had before is forgotten.
-
-    Args:
-        trainer ([`ArtGraphTrainer`]).
-        pictures (`dict[str, Dataset]`): the splits as the trainer takes them.
-        method (`str`, *optional*, defaults to `"shrunk"`): how thresholds are chosen, see [`choose_thresholds`].
-
-    Returns:
-        For "validation" and "test" what [`compare_tuned`] returns.
+    """Tunes the trainer's model on the validation split, by a `method` of [`choose_thresholds`]; its config has the
+    result, and what it had before is forgotten. Returns for "validation" and "test" what [`compare_tuned`] does.
 
     Raises:
         UserError: if no validation row has a known label.
@@ -309,9 +314,8 @@ def tune(trainer: ArtGraphTrainer, pictures: Mapping[str, Any], method: str = SH
         trainer.metrics = MultiTaskMetrics(config.tasks, keep_scores=True)
         trainer.predict(pictures[split])
         scores[split] = trainer.metrics.scores()
-    tuned = choose_tuning(config.tasks, scores["validation"], method)
-    for name in TUNED:
-        setattr(config, name, tuned[name])
+    for name, value in choose_tuning(config.tasks, scores["validation"], method).items():
+        setattr(config, name, value)
     trainer.metrics = MultiTaskMetrics(config.tasks, config.thresholds)
     for task in config.tasks:
         if task.name not in config.tuning["tasks"]:
@@ -320,12 +324,6 @@ def tune(trainer: ArtGraphTrainer, pictures: Mapping[str, Any], method: str = SH
         split: compare_tuned(config.tasks, of_split, config.thresholds, config.temperatures)
         for split, of_split in scores.items()
     }
-
-
-def _add_tuning(results: Results, tuning: dict[str, Any]) -> None:
-    """Results that were measured after tuning get what they were before."""
-    results.tuning = tuning
-    results.at_half = Measured.of_log(tuning["test"]["metrics_at_half"], list(results.measured.tasks))
 
 
 def tune_checkpoint(
@@ -342,75 +340,49 @@ def tune_checkpoint(
     Raises:
         UserError: if the checkpoint cannot be changed where it is, or its results are of other artworks than these.
     """
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    folder = _folder_to_tune(checkpoint, save_to)
+    folder = Path(save_to or checkpoint)
+    if save_to and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--save_to {save_to} holds something already: choose a new folder.")
+    if not save_to and (not folder.is_dir() or (folder / MANIFEST).exists()):
+        raise UserError(
+            f"{checkpoint} is no folder here, or a checkpoint of training, which stays as it was written: pass "
+            "--save_to FOLDER for a tuned copy."
+        )
+    _hide_progress_of_libraries()
     args.output_dir = str(folder)
     model, image_processor = load_model(checkpoint, revision)
-    tasks = model.config.tasks
-    splits, _ = load_splits(data_args, args, tasks)
-    results = _results_to_update(checkpoint, splits, tasks)
-    pictures = load_pictures(splits, tasks, data_args, image_processor)
-    trainer = _trainer(model, image_processor, args, pictures["validation"])
+    splits, _ = load_splits(data_args, args, model.config.tasks)
+    results = None
+    if (Path(checkpoint) / "results.json").is_file():
+        results = Results.read(checkpoint)
+        known_rows = {task.name: known_row_count(splits["test"], task) for task in model.config.tasks}
+        own = ("test", len(splits["test"]), known_rows)
+        if (results.split, results.rows, results.measured.of_kind("known_rows")) != own:
+            raise UserError(
+                f"{checkpoint}/results.json is of other artworks than the test split here: give the same data options "
+                "as in training."
+            )
+    trainer, pictures = _evaluator(model, image_processor, splits, data_args, args)
     tuning = tune(trainer, pictures, method)
+    if results is not None:
+        recipe = {**results.recipe, "tune_thresholds": True}
+        tuned = evaluate_split(trainer, pictures["test"], "test", splits, recipe, tuning)
+        for name in ("recipe", "measured", "tuning", "at_half"):
+            setattr(results, name, getattr(tuned, name))
+        results.departures = departures(recipe)
     if trainer.is_world_process_zero():
-        if save_to is None:
-            _write_tuned_config(trainer.config, folder)
-        else:
+        if save_to:
             model.save_pretrained(folder)
             image_processor.save_pretrained(folder)
-    if results is not None:
-        results.recipe["tune_thresholds"] = True
-        results.departures = departures(results.recipe)
-        results.measured = evaluate_split(trainer, pictures["test"], "test", splits, results.recipe).measured
-        _add_tuning(results, tuning)
-        if trainer.is_world_process_zero():
+        else:  # nothing else in the folder's config changes
+            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            values |= {name: getattr(trainer.config, name) for name in TUNED}
+            with atomic_write(folder / "config.json") as part:
+                part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if results is not None:
             _write_evaluation(results, trainer, folder)
             if (folder / "README.md").is_file():
                 write_card(results, trainer.config, folder)
-    if trainer.is_world_process_zero():
         print(tuning_table(tuning, trainer.config.thresholds, trainer.config.temperatures))
     trainer.accelerator.end_training()  # all processes leave together
     return folder
-
-
-def _folder_to_tune(checkpoint: str, save_to: str | None) -> Path:
-    """The folder of the checkpoint, if it can be changed where it is, or a new one."""
-    folder = Path(checkpoint)
-    if save_to is not None:
-        if Path(save_to).exists() and any(Path(save_to).iterdir()):
-            raise UserError(f"--save_to {save_to} holds something already: choose a new folder.")
-        return Path(save_to)
-    if not folder.is_dir():
-        raise UserError(
-            f"{checkpoint!r} is no folder here whose config could be changed: pass --save_to FOLDER for a tuned copy."
-        )
-    if (folder / MANIFEST).exists():
-        raise UserError(
-            f"{checkpoint} is a checkpoint of training, which stays as it was written: pass --save_to FOLDER for "
-            "a tuned copy."
-        )
-    return folder
-
-
-def _results_to_update(checkpoint: str, splits: DatasetDict, tasks: list[Task]) -> Results | None:
-    """The results of the run that left this folder, if there are any, which must be of the test split here."""
-    if not (Path(checkpoint) / "results.json").is_file():
-        return None
-    results, test = Results.read(checkpoint), splits["test"]
-    known_rows = {task.name: known_row_count(test, task) for task in tasks}
-    own = ("test", len(test), known_rows)
-    if (results.split, results.rows, results.measured.of_kind("known_rows")) != own:
-        raise UserError(
-            f"{checkpoint}/results.json is of {results.rows} artworks of the split {results.split!r}, and the test "
-            f"split here has {len(test)}, or others: give the same data options as in training."
-        )
-    return results
-
-
-def _write_tuned_config(config: ArtGraphViTConfig, folder: Path) -> None:
-    """Changes what was tuned in the `config.json` of a folder, and nothing else there."""
-    path = folder / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) | {name: getattr(config, name) for name in TUNED}
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from matplotlib.colors import Normalize
 from PIL import Image
 
 from artgraph_vit.evaluation.figures import (
@@ -42,14 +41,15 @@ def test_scores_hold_a_panel_for_the_average():
     assert set(lines) == {"validation"}
 
 
-@pytest.mark.parametrize("count", [1, 7])
-def test_any_number_of_tasks_is_drawn(tmp_path, count):
-    tasks = [f"task{number}" for number in range(count)]
+def test_each_picture_is_written(tmp_path):
+    tasks = [f"task{number}" for number in range(7)]
     logs = [{f"eval_{task}_loss": 1.0, "epoch": 1.0, "step": 1} for task in tasks]
-    for path in draw_figures(logs, tasks, tmp_path, frozen_epochs=0, best_epoch=1.0):
-        width, height = Image.open(path).size
-        assert width >= 300
-        assert height >= 300
+    paths = draw_figures(logs, tasks, tmp_path, frozen_epochs=0, best_epoch=1.0)
+    confusions = {"genre": np.eye(2, dtype=int), "style": np.ones((3, 3), dtype=int)}
+    paths += draw_confusions(confusions, {"style": "abc", "genre": ("x", "y"), "tags": ("z",)}, tmp_path)
+    names = ("multiclassification_losses", "multiclassification_macro_f1s", "confusion_genre", "confusion_style")
+    assert paths == [tmp_path / "figures" / f"{name}.png" for name in names]
+    assert all(min(Image.open(path).size) > 300 for path in paths)
 
 
 def test_confusions_are_shares_of_the_actual_label():
@@ -60,20 +60,19 @@ def test_confusions_are_shares_of_the_actual_label():
     assert shown[0].tolist() == [75, 25, 0]
     assert np.ma.getmaskarray(shown).tolist() == [[False] * 3, [True] * 3, [False] * 3]  # nothing is known of it
     assert (image.norm.vmin, image.norm.vmax) == (0, 100)
-    assert isinstance(image.norm, Normalize)
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "75", (1, 0): "25", (2, 2): "100"}
     assert [text.get_text() for text in axes.get_yticklabels()] == ["portrait (8)", "$x_{ (0)", "sea (200)"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["portrait", "$x_{", "sea"]
 
 
-@pytest.mark.parametrize("size", [1, 18, 50])
+@pytest.mark.parametrize("size", [1, 50])
 @pytest.mark.filterwarnings("error")
 def test_names_of_labels_are_whole_and_do_not_overlap(size):
     names = [f"{number} a long name of a label with $ and _{'of' * (number % 3)}" for number in range(size)]
     names[-1] = "longer than fits: " * 5 + "end"
     figure = confusion_figure(np.eye(size, dtype=int), names, "style")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes, _ = figure.axes
     whole = figure.bbox
     rows, columns = (
@@ -86,10 +85,3 @@ def test_names_of_labels_are_whole_and_do_not_overlap(size):
     last = axes.get_xticklabels()[-1].get_text()
     assert last.startswith("longer than fits: ")
     assert last.endswith("end")
-
-
-def test_each_task_has_its_own_picture(tmp_path):
-    confusions = {"genre": np.eye(2, dtype=int), "style": np.ones((3, 3), dtype=int)}
-    paths = draw_confusions(confusions, {"style": "abc", "genre": ("x", "y"), "tags": ("z",)}, tmp_path / "new")
-    assert paths == [tmp_path / "new" / "figures" / f"confusion_{task}.png" for task in ("genre", "style")]
-    assert all(min(Image.open(path).size) > 300 for path in paths)

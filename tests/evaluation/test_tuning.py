@@ -56,14 +56,6 @@ def test_the_threshold_of_a_known_model_is_found():
     exact = choose_thresholds(*evenly(1_000_000, PREVALENCE, SEPARATION), "global")
     assert exact == (pytest.approx(best.x, abs=0.002), exact[0], [6300])
 
-    # At random: F1 is so flat around its best that 10,000 positives place it within 0.02 only.
-    alike = torch.full((10,), PREVALENCE, dtype=torch.float64)
-    drawn = choose_thresholds(*binormal(150_000, alike, torch.full_like(alike, SEPARATION), seed=1), "global")
-    assert drawn[0] == pytest.approx(best.x, abs=0.02)
-    fresh = binormal(150_000, alike, torch.full_like(alike, SEPARATION), seed=2)
-    assert macro_f1(*fresh, 0.5) == pytest.approx(0.457, abs=0.01)
-    assert macro_f1(*fresh, drawn[0]) == pytest.approx(0.515, abs=0.01)
-
 
 @pytest.mark.parametrize(("prevalence", "separation"), [(0.0063, 2.76), (0.05, 1.5), (0.3, 1.0), (0.3, 3.0)])
 def test_the_best_threshold_of_calibrated_scores_is_half_the_f1_it_reaches(prevalence, separation):
@@ -80,7 +72,7 @@ def few_scores(seed: int, rows: int = 40) -> tuple[Tensor, Tensor]:
     return (torch.randn(rows, 4, generator=random) + labels).mul(3).round() / 3, labels
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_threshold_is_better_on_the_rows_it_was_chosen_on(seed):
     logits, labels = few_scores(seed)
     candidates = torch.cat([logits.unique() - 0.01, torch.tensor([9.0])]).sigmoid().tolist()
@@ -154,14 +146,8 @@ def test_scores_that_separate_all_rows_give_thresholds_that_a_config_takes():
         (threshold,) = choose_thresholds(logits, torch.tensor(labels)[:, None].float())[0]
         assert 0 < threshold < 1
         assert torch.tensor(threshold).logit().isfinite()
-
-
-def test_what_cannot_be_chosen_is_an_error():
-    logits, labels = few_scores(0)
     with pytest.raises(ValueError, match="method='best': use one of shrunk, global, per_label"):
-        choose_thresholds(logits, labels, "best")
-    with pytest.raises(ValueError, match="No label has a positive"):
-        choose_thresholds(logits, torch.zeros_like(labels))
+        choose_thresholds(logits, torch.ones(4, 1), "best")
 
 
 # ---- calibration ----
@@ -208,12 +194,9 @@ def test_no_temperature_has_a_smaller_cross_entropy(task):
 
     best = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})
     assert best_temperature(logits, labels, task) == pytest.approx(best.x, rel=1e-4)
-
-
-def test_scores_that_are_always_or_never_right_get_the_last_temperature():
-    logits, labels = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 1])
-    assert best_temperature(logits, labels, GENRE) == pytest.approx(1 / 20)
-    assert best_temperature(-logits, labels, GENRE) == pytest.approx(20)
+    always_right = 9 * (2 * labels - 1) if task.is_multi_label else 9 * torch.eye(3)[labels]
+    assert best_temperature(always_right, labels, task) == pytest.approx(1 / 20)  # the first
+    assert best_temperature(-always_right, labels, task) == pytest.approx(20)  # and the last
 
 
 def test_the_calibration_error_by_hand():
@@ -231,8 +214,6 @@ def test_the_calibration_error_by_hand():
     by_hand = 2 / 5 * 0.02 + 2 / 5 * abs(0.5 - 0.71) + 1 / 5 * (1 - 0.3)
     assert expected_calibration_error(probabilities.logit(), labels, TAGS) == pytest.approx(by_hand, abs=1e-6)
 
-
-def test_probabilities_of_zero_and_one_are_in_the_outermost_bins():
+    # Probabilities of 0 and 1 are in the outermost bins, of which half is wrong.
     logits, labels = torch.tensor([[-200.0, 200.0, 200.0, -200.0]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    assert expected_calibration_error(logits, labels, TAGS) == 0.5  # half of each bin is wrong
-    assert expected_calibration_error(logits, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), TAGS) == 0
+    assert expected_calibration_error(logits, labels, TAGS) == 0.5

@@ -15,7 +15,7 @@ from artgraph_vit.data.streaming import StreamedArtworks
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import UNKNOWN
 from artgraph_vit.training.arguments import ModelArguments
-from artgraph_vit.training.recipe import departures, recipe_of
+from artgraph_vit.training.run import departures, recipe_of
 
 from .processes import run_tiny
 from .streaming_run import (

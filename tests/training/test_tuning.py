@@ -40,22 +40,20 @@ def splits(pictures) -> DatasetDict:
 
 @pytest.fixture
 def make_trainer(tmp_path, pictures):
-    """`make_trainer(**options)`: of a model whose heads are sure enough of themselves to be tuned."""
-
-    def make(**options):
-        made = tiny_trainer(tmp_path / "run", datasets=(pictures["train"], pictures["validation"]), **options)
-        random = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for head in made.model.heads.values():
-                head.weight.copy_(torch.randn(head.weight.shape, generator=random))
-        return made
-
-    return make
+    """`make_trainer(**options)`."""
+    datasets = (pictures["train"], pictures["validation"])
+    return lambda **options: tiny_trainer(tmp_path / "run", datasets=datasets, **options)
 
 
 @pytest.fixture
 def trainer(make_trainer):
-    return make_trainer()
+    """Of a model whose heads are sure enough of themselves to be tuned."""
+    made = make_trainer()
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for head in made.model.heads.values():
+            head.weight.copy_(torch.randn(head.weight.shape, generator=random))
+    return made
 
 
 def config_of(trainer) -> dict:
@@ -110,18 +108,8 @@ def test_the_checkpoint_that_was_evaluated_is_named(make_trainer, splits, pictur
 # ---- tuning ----
 
 
-def test_scores_are_those_of_the_model_on_each_row_once(trainer, pictures):
-    rows = pictures["validation"]
-    scores = scores_of(trainer, rows)
-    batch = ArtGraphCollator(TASKS)([rows[index] for index in range(len(rows))])
-    with torch.no_grad():
-        logits = trainer.model.eval()(trainer.normalize_pixels(batch)["pixel_values"]).logits
-    for task in TASKS:
-        torch.testing.assert_close(scores[task.name][0], logits[task.name], rtol=1e-5, atol=1e-5)
-        assert torch.equal(scores[task.name][1], batch["labels"][task.name])
-
-
 def test_the_tuned_model_is_measured_as_it_decides(trainer, splits, pictures):
+    """And its record is of each validation row with a known label once."""
     before = trainer.evaluate(pictures["test"])
     measured = tune(trainer, pictures)
     after = trainer.evaluate(pictures["test"])
@@ -150,8 +138,6 @@ def test_tuning_starts_from_the_models_own_scores(trainer, pictures):
     assert config_of(trainer) != first
     assert tune(trainer, pictures) == measured
     assert config_of(trainer) == first
-    with pytest.raises(ValueError, match="method='best': use one of"):
-        tune(trainer, pictures, method="best")
 
 
 def test_rows_without_a_known_label_do_not_count(trainer, splits, pictures, caplog):
@@ -296,8 +282,8 @@ def test_a_checkpoint_is_tuned_as_a_copy(trained, untuned, tmp_path):
 
     data = data_of(trained, tmp_path)
     for folder, options, message in (
-        (checkpoint, {}, r"is a checkpoint of training, which stays as it was written: pass --save_to FOLDER"),
-        ("user/model", {}, r"'user/model' is no folder here .* pass --save_to FOLDER"),
+        (checkpoint, {}, r"or a checkpoint of training, which stays as it was written: pass --save_to FOLDER"),
+        ("user/model", {}, r"user/model is no folder here, .* pass --save_to FOLDER"),
         (checkpoint, {"save_to": str(copy)}, "holds something already: choose a new folder"),
     ):
         with pytest.raises(UserError, match=message):
