@@ -11,8 +11,7 @@ from artgraph_vit.errors import UserError
 from artgraph_vit.publishing.card import CardOptions
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments, ModelArguments
 from artgraph_vit.training.options import parse_options
-from artgraph_vit.training.recipe import departures, recipe_of
-from artgraph_vit.training.run import train
+from artgraph_vit.training.run import departures, recipe_of, train
 
 CLASSES = (ModelArguments, DataArguments, CardOptions, ArtGraphTrainingArguments)
 CONFIGS = Path(__file__).parents[2] / "configs"
