@@ -73,12 +73,22 @@ def process_pictures(
         try:
             return batch, future.result()
         except BrokenProcessPool:  # a process died, perhaps at one of these
-            return batch, [_result_alone(one, picture) for picture in batch]
+            return batch, [result_alone(picture) for picture in batch]
+
+    def result_alone(picture: Picture) -> Any:
+        try:
+            return one.submit([picture.image]).result()[0]
+        except BrokenProcessPool:
+            return Unreadable(DEADLY)
+
+    def is_far_ahead() -> bool:
+        size = sum(len(picture.image.get("bytes") or b"") for batch, _ in waiting for picture in batch)
+        return len(waiting) > AHEAD * num_workers or size > MAX_AHEAD
 
     try:
         for batch in batches:
             waiting.append((batch, many.submit([picture.image for picture in batch])))
-            while len(waiting) > AHEAD * num_workers or sum(_bytes_in(batch) for batch, _ in waiting) > MAX_AHEAD:
+            while is_far_ahead():
                 yield next_result()
         while waiting:
             yield next_result()
@@ -140,10 +150,8 @@ def _begin(function: Function) -> None:
 
 def _end_with_parent() -> None:
     """Else a worker whose parent was killed would wait for it for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]
+    os._exit(1)
 
 
 def _results_in_worker(images: list[Mapping[str, Any]]) -> list:
@@ -158,14 +166,3 @@ def _results(function: Function[Result], images: list[Mapping[str, Any]]) -> lis
         except BadPictureError as error:
             results.append(Unreadable(error.reason))
     return results
-
-
-def _result_alone(pool: _Pool, picture: Picture) -> Any:
-    try:
-        return pool.submit([picture.image]).result()[0]
-    except BrokenProcessPool:
-        return Unreadable(DEADLY)
-
-
-def _bytes_in(batch: Batch) -> int:
-    return sum(len(picture.image.get("bytes") or b"") for picture in batch)

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import PIL
 import pytest
 from datasets import Dataset, Features, Value
@@ -20,12 +19,6 @@ from artgraph_vit.data.decoding import DEADLY, Picture, Unreadable, process_pict
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.pictures import BadPictureError
 from tests.made_pictures import bad_pictures_in, encoded, noise
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -185,6 +178,7 @@ def test_without_a_place_to_keep_it_all_is_checked_and_that_is_said(tmp_path, ca
     monkeypatch.setattr(checking.logger, "warning", lambda message, *values: said.append(message % values))
     rows = rows_of(files_in(tmp_path / "pictures"))
     if damage == "no folder":
+        cache.rmdir()
         cache.touch()
     else:
         find_bad_pictures(rows, progress=False)
@@ -205,11 +199,9 @@ def test_several_runs_at_once_keep_what_all_of_them_found(tmp_path, decoded):
         "from artgraph_vit.data import find_bad_pictures, checking\nchecking.BATCH = 2\n"
         "print(list(find_bad_pictures(rows_of(files_in(Path(sys.argv[1]), 400)), progress=False)))"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
     folders = [tmp_path / f"pictures {number}" for number in range(3)]
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, folder], env=environment, stdout=subprocess.PIPE, text=True)
-        for folder in folders
+        subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True) for folder in folders
     ]
     assert [run.communicate(timeout=200)[0] for run in runs] == ["[1]\n"] * 3
     for folder in folders:

@@ -261,7 +261,7 @@ def test_a_run_does_not_go_on_with_other_pictures(source, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         prepare(source, tmp_path / "out", on_bad_image="stop")
     shapes(22).save(source / "images" / "ärtist_22_train.jpg")
-    with pytest.raises(UserError, match="was begun from other data, with other options"):
+    with pytest.raises(UserError, match="was begun from other data, options"):
         prepare(source, tmp_path / "out")
 
 
@@ -270,7 +270,7 @@ def test_a_finished_folder_is_left_alone_and_another_one_refused(source, tmp_pat
     before = tree(tmp_path / "out")
     assert prepare(source, tmp_path / "out")["artworks"] == 28
     assert tree(tmp_path / "out") == before
-    with pytest.raises(UserError, match="was prepared from other data or with other options"):
+    with pytest.raises(UserError, match="was prepared from other data, options"):
         prepare(source, tmp_path / "out", PictureEncoder(size=32))
     with pytest.raises(UserError, match="is not empty and no dataset"):
         prepare(source, source)

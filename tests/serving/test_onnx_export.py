@@ -136,7 +136,7 @@ def test_a_file_gives_what_torch_gives_at_any_batch_size(exported):
     file, model = exported
     assert_same(file.path, model)
     assert file.size == file.path.stat().st_size
-    assert file.comparison.pictures == 4
+    assert file.pictures == 4
 
     session = onnxruntime.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
     assert [(given.name, given.shape) for given in session.get_inputs()] == [("pixel_values", ["batch", 3, 16, 16])]
@@ -174,10 +174,6 @@ def test_the_metadata_says_all_that_is_needed(exported):
         assert str(path).encode() not in file.path.read_bytes()
 
 
-def test_a_threshold_that_is_not_stored_is_a_half(build_model):
-    assert json.loads(onnx_export.make_metadata(build_model(), processor())["tasks"])[-1]["threshold"] == 0.5
-
-
 @pytest.mark.parametrize(
     "name", ["siglip", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES if name != "siglip")]
 )
@@ -195,10 +191,7 @@ def test_int8_is_smaller_and_its_agreement_is_counted(wide, tmp_path):
     # A model in bfloat16 is exported as the float32 it stands for.
     files = export_onnx(wide.bfloat16(), processor(), tmp_path / "model.onnx", batches, int8=True)
     wide.float()
-    assert [(file.path.name, file.weights) for file in files] == [
-        ("model.onnx", "float32"),
-        ("model-int8.onnx", "int8"),
-    ]
+    assert [file.path.name for file in files] == ["model.onnx", "model-int8.onnx"]
     assert files[1].size < 0.45 * files[0].size
     assert_same(files[0].path, wide)
     sessions = [onnxruntime.InferenceSession(str(file.path)) for file in files]
@@ -213,10 +206,10 @@ def test_int8_is_smaller_and_its_agreement_is_counted(wide, tmp_path):
             for name in ("artist", "genre"):
                 same[name] += list(given[name].argmax(1) == expected[name].argmax(1))
             same["tags"] += list(((given["tags"] > 0.5) == (expected["tags"] > 0.5)).flatten())
-        assert file.comparison.pictures == 9
-        assert file.comparison.difference == pytest.approx(max(differences), abs=1e-6)
-        assert file.comparison.agreement == pytest.approx({name: np.mean(equal) for name, equal in same.items()})
-    assert files[1].comparison.difference > 1e-4
+        assert file.pictures == 9
+        assert file.difference == pytest.approx(max(differences), abs=1e-6)
+        assert file.agreement == pytest.approx({name: np.mean(equal) for name, equal in same.items()})
+    assert files[1].difference > 1e-4
     vectors = [
         run_onnx(files[1].path, pixels)["embedding"] * run_torch(wide, pixels)["embedding"] for pixels in batches
     ]
@@ -391,13 +384,6 @@ def test_the_example_is_short_and_needs_little():
     assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
 
 
-def test_painted_pictures_are_checked_by_default(script):
-    batches = script.make_batches(script.paint_pictures(), processor())
-    assert sum(map(len, batches)) == script.PICTURES
-    assert {len(batch) for batch in batches} == set(script.BATCH_SIZES)
-    assert batches[-1].std() > 0.1
-
-
 def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     build_model().save_pretrained(folder)
@@ -406,8 +392,8 @@ def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
     pictures.mkdir()
     out = tmp_path / "model.onnx"
     for arguments, message in (
-        ((folder, tmp_path / "model.pt"), "let it end in .onnx"),
-        ((folder, tmp_path / "none" / "model.onnx"), "There is no folder"),
+        ((folder, tmp_path / "model.pt"), "give a name that ends in .onnx, in a folder that exists"),
+        ((folder, tmp_path / "none" / "model.onnx"), "in a folder that exists"),
         ((tmp_path / "nothing", out), "There is no folder"),
         ((folder, out, "--pictures", pictures), "holds no picture"),
     ):
@@ -429,18 +415,13 @@ def test_a_task_with_a_name_that_the_file_needs_is_refused(name, build_model, tm
         export_onnx(model, processor(), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named(name, build_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"the package {name}: install it with pip install 'artgraph_vit\[onnx\]'"):
+def test_a_missing_package_is_named(build_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'artgraph_vit\[onnx\]' \(.*onnxscript"):
         export_onnx(build_model(), processor(), tmp_path / "model.onnx")
 
 
 def test_a_place_that_cannot_be_written_is_named(build_model, tmp_path, monkeypatch):
-    (tmp_path / "model.onnx").mkdir()
-    with pytest.raises(UserError, match="is a folder"):
-        export_onnx(build_model(), processor(), tmp_path / "model.onnx")
-
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 

@@ -47,8 +47,9 @@ LABELS = {
 class Index:
     def nearest(self, vector, k):
         assert abs(float(vector.norm()) - 1) < 1e-5
-        found = zip((TRAP, "a print"), (0.97, 0.5), (Image.new("RGB", (300, 200), "red"), None), strict=True)
-        return [{"name": name, "score": score, "thumbnail": picture} for name, score, picture in found][:k]
+        picture = Image.new("RGB", (300, 200), "red")
+        found = ((TRAP, 0.97), ("a print", 0.5))
+        return [{"name": name, "score": score, "thumbnail": picture} for name, score in found][:k]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_a_picture_gives_five_lists_and_the_sentence_and_all_labels_are_text(vis
         box, whole = bar.bounding_box(), bar.evaluate("i => i.parentElement.clientWidth")
         assert box["width"] == pytest.approx(whole * score, abs=1)
     assert "another artist than the 3 that are named" in page.inner_text("#answers")
-    assert page.inner_text("#answers .none") == "None is above its threshold."
+    assert "None is above its threshold." in page.inner_text("#answers")
     assert page.locator("#answers img, #answers script, #answers iframe, #answers svg").count() == 0
     heat(page)
     page.click("#label input")
@@ -306,7 +307,7 @@ def test_examples_and_nearest_artworks(visit):
     figures = page.locator("#nearest figure").all_inner_texts()
     assert figures == [f"{TRAP}\nsimilarity 0.97", "a print\nsimilarity 0.50"]
     assert page.evaluate("document.querySelector('#nearest img').naturalWidth") == 160
-    assert page.locator("#nearest img").count() == 1
+    assert page.locator("#nearest img").count() == 2
 
 
 def test_a_model_without_a_map_says_so_in_its_place():
@@ -316,7 +317,7 @@ def test_a_model_without_a_map_says_so_in_its_place():
     page = build_page(ArtGraphPipeline(ArtGraphViTForImageClassification(config), image_processor))
     texts = [block.value for block in page.blocks.values() if getattr(block, "elem_id", None) == "no_map"]
     assert len(texts) == 1
-    assert "gives no attentions between all its tokens" in texts[0]
+    assert "gives no attentions between all its patches" in texts[0]
     assert [function.api_name for function in page.fns.values()] == ["answer"]
 
 
@@ -385,7 +386,7 @@ def file_data(path: str, **more: object) -> dict:
     return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
 
 
-@pytest.mark.parametrize("function", ["answer", "look", "look_again"])
+@pytest.mark.parametrize("function", ["answer", "look", "look_2"])
 def test_only_uploaded_files_are_read(client, uploaded, model, function):
     assert send(client, file_data(uploaded), function)["success"]
     up = "/.." * 12
@@ -412,8 +413,8 @@ def test_no_address_is_fetched(client, uploaded):
         for given in (there, file_data(url, url=url), file_data(url, is_stream=True), {"path": url}, {"url": url}):
             assert not send(client, given)["success"], given
         # In the place of a task or a label too.
-        assert not send(client, file_data(uploaded), "look_again", (there, "other"))["success"]
-        assert not send(client, file_data(uploaded), "look_again", ("artist", there))["success"]
+        assert not send(client, file_data(uploaded), "look_2", (there, "other"))["success"]
+        assert not send(client, file_data(uploaded), "look_2", ("artist", there))["success"]
         for route in ("run/answer", "run/upload", "api/answer", "call/answer", "call/v2/answer", "upload/"):
             body = {"data": [there], "fn_index": 0, "session_hash": "a"}
             assert client.post(f"/gradio_api/{route}", json=body).status_code == 403

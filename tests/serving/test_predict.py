@@ -232,7 +232,7 @@ def test_a_second_run_of_the_same_process_is_refused(model_folder, picture_folde
     [
         ("./nowhere", {}, "There is no './nowhere'"),
         ("empty", {}, "empty has no parquet file and no picture"),
-        ("notes.txt", {}, "is a file: give a folder of pictures or a parquet file"),
+        ("notes.txt", {}, "notes.txt has no parquet file and no picture"),
         ("empty", {"split": "test"}, "is on this machine: split"),
         ("parquet", {"image_column": "picture"}, "has no column 'picture'; its columns are name, image"),
         ("parquet", {"name_column": "title"}, "has no column 'title'; its columns are name, image"),
