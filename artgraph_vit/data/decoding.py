@@ -51,15 +51,10 @@ Function = Callable[[Mapping[str, Any]], Result]
 def process_pictures(
     batches: Iterable[Batch], function: Function[Result], num_workers: int
 ) -> Iterator[tuple[Batch, list[Result | Unreadable]]]:
-    """Applies a function to the `image` of each picture.
+    """Applies a function, which may raise `BadPictureError`, to the `image` of each picture.
 
-    Args:
-        batches (`Iterable[Sequence[Picture]]`): read no further ahead than the processes need.
-        function (`Callable`): may raise `BadPictureError`; is pickled, once for each process.
-        num_workers (`int`): processes, which start with the first batch; with 0 this one does the work.
-
-    Yields:
-        The batches in their order, each with a list of results: what the function returned, or [`Unreadable`].
+    Batches are read no further ahead than the `num_workers` processes need, and come back in their order, each with a
+    list of what the function returned, or [`Unreadable`]. With 0 processes this one does the work.
     """
     if num_workers == 0:
         for batch in batches:
@@ -119,18 +114,8 @@ class _Pool:
 
     def _start(self) -> ProcessPoolExecutor:
         # "spawn": a fork of a process that already runs torch's threads can hang.
-        executor = ProcessPoolExecutor(
-            self.num_workers, get_context("spawn"), initializer=_begin, initargs=(self.function,)
-        )
-        # Ctrl-C is for this process alone, also while the others start.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            for _ in range(self.num_workers):
-                executor.submit(_results_in_worker, [])
-        finally:
-            signal.signal(signal.SIGINT, before)
-        self.executor = executor
-        return executor
+        self.executor = ProcessPoolExecutor(self.num_workers, get_context("spawn"), _begin, (self.function,))
+        return self.executor
 
     def close(self) -> None:
         if self.executor is not None:

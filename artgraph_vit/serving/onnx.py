@@ -187,8 +187,7 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
     for task in model.config.tasks:
         if task.name in (PIXELS, EMBEDDING):
             raise UserError(
-                f"The task {task.name!r} has the name of the file's {'input' if task.name == PIXELS else 'vector'}: "
-                "train a model whose task has another name."
+                f"A task cannot be called {task.name!r} in an ONNX file: train a model that names it else."
             )
         entry: dict[str, Any] = {"name": task.name, "problem_type": task.problem_type, "labels": list(task.labels)}
         if task.is_multi_label:
@@ -197,7 +196,7 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
             entry["other_label"] = OTHER
         tasks.append(entry)
     source = str(model.config.name_or_path or "")
-    if source and (Path(source).exists() or Path(source).is_absolute()):
+    if Path(source).is_absolute() or (source and Path(source).exists()):
         source = Path(source).resolve().name  # where a folder stands is nobody's business
     return {
         "tasks": json.dumps(tasks, ensure_ascii=False),
@@ -208,13 +207,9 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
 
 
 def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any]:
-    """An image processor in words that need no transformers.
-
-    Returns:
-        `resize`: `{"height", "width"}`, or `{"shortest_edge"}`, where the other edge keeps the ratio, rounded down;
-        `resample`: the filter, as Pillow names it; `crop`: `{"height", "width"}` of the centre, the size that the
-        model takes; `rescale_factor`, `mean`, `std`: pixels are multiplied by the first, then lose `mean`, then are
-        divided by `std`, both three numbers.
+    """An image processor in words that need no transformers: `resize`, `{"height", "width"}` or `{"shortest_edge"}`,
+    where the other edge keeps the ratio, rounded down; `resample`, the filter as Pillow names it; `crop`, `{"height",
+    "width"}` of the centre, the size that the model takes; `rescale_factor`, `mean` and `std`.
 
     Raises:
         UserError: if pixels made after these words are not those of the image processor.
@@ -328,11 +323,9 @@ def _data_of(path: Path) -> Path:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter and the quantiser speak of their own affairs."""
-    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(logging.NOTSET)

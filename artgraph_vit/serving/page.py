@@ -24,9 +24,10 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from ..data.demo import paint_artwork
 from ..errors import as_user_error
@@ -59,6 +60,7 @@ CLOSED = re.compile(
 UPLOAD = "/gradio_api/upload"
 MAX_EVENT = 1_000_000  # bytes
 TITLE = "What is in a painting?"
+NO_EVENT = "This is no event of the page."
 NONE = "None is above its threshold."
 DROP = "Drop a picture, or choose one of the examples: the labels appear here."
 WHERE = (
@@ -149,39 +151,23 @@ def launch(page: gr.Blocks, host: str | None = None, port: int | None = None) ->
     )
 
 
-class Guard:
-    """ASGI middleware: what a visitor's browser may ask of gradio. Closes routes that the page does not need, refuses
-    events that give an address in the place of an uploaded file, which gradio would fetch, and tells the browser to
-    load nothing from elsewhere."""
+class Guard(BaseHTTPMiddleware):
+    """What a visitor's browser may ask of gradio: closes routes that the page does not need, refuses events that give
+    an address in the place of an uploaded file, which gradio would fetch, and tells the browser to load nothing from
+    elsewhere."""
 
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
-            await send(message)
-
-        refusal = None
-        messages = []  # which the app receives once more
-        if scope["type"] == "http" and CLOSED.match(scope["path"]):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        path, refusal = request.scope["path"], None
+        if CLOSED.match(path):
             refusal = "This route is closed."
-        elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != UPLOAD:
-            body, message = b"", {"more_body": True}
-            while message.get("more_body") and len(body) <= MAX_EVENT:
-                message = await receive()
-                body += message.get("body", b"")
-            refusal = why_refused(body)
-            messages.append({"type": "http.request", "body": body})
-
-        async def receive_again() -> Any:
-            return messages.pop() if messages else await receive()
-
+        elif request.method == "POST" and path != UPLOAD:
+            size = int(request.headers.get("content-length", MAX_EVENT + 1))
+            refusal = why_refused(await request.body()) if size <= MAX_EVENT else NO_EVENT
         if refusal is not None:
-            await PlainTextResponse(refusal, 403)(scope, receive, send)
-        else:
-            await self.app(scope, receive_again, send_with_policy)
+            return PlainTextResponse(refusal, 403)
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
 
 
 def why_refused(event: bytes) -> str | None:
@@ -189,9 +175,7 @@ def why_refused(event: bytes) -> str | None:
     try:
         content = json.loads(event or b"null")
     except (ValueError, RecursionError):
-        return "This is no event of the page."
-    if len(event) > MAX_EVENT:
-        return "This is no event of the page."
+        return NO_EVENT
     return "A picture is uploaded: nothing is fetched from an address." if _has_address(content) else None
 
 

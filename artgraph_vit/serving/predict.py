@@ -68,19 +68,16 @@ def predict_pictures(
     scores, as [`ArtGraphPipeline`] gives them; and with `embeddings` a vector and a thumbnail.
 
     Args:
-        pipe ([`ArtGraphPipeline`]).
-        pictures ([`Pictures`]).
         folder (`Path`): empty, or left by a run with the same model, pictures and options, which goes on.
         transform ([`PictureTransform`]): of the model's image processor.
         top_k (`int`, *optional*, defaults to 5): labels of a single-label task.
         threshold (`float`, *optional*): of multi-label tasks, in place of the model's own.
         embeddings (`bool`, *optional*, defaults to `False`): add what search needs.
         bf16 (`bool`, *optional*, defaults to `False`): autocast to bfloat16.
-        batch_size (`int`, *optional*, defaults to 32).
         num_workers (`int`, *optional*, defaults to 0): processes that decode.
         shard_rows (`int`, *optional*, defaults to 1000): pictures a shard.
         process_index, num_processes (`int`, *optional*): which of how many processes this is.
-        progress (`bool`, *optional*, defaults to `True`): show a progress bar over this process's part.
+        progress (`bool`, *optional*, defaults to `True`): show a progress bar over all pictures.
 
     Returns:
         The report; None if other processes have not written all their shards yet, of which the last writes it.
@@ -122,8 +119,6 @@ def predict_pictures(
                     bar.update(batch[-1].number + 1 - bar.n)  # those of other processes and earlier runs too
                 with atomic_write(path(shard), process_index) as unfinished:
                     Dataset.from_list(rows, features=predictor.features).to_parquet(unfinished)
-        if pictures.is_counted and pictures.count != seen:
-            raise UserError(f"The source has {seen} pictures, not {pictures.count}: it has changed, start anew.")
         shards = [path(shard) for shard in range(math.ceil(seen / shard_rows))]
         return _report(folder, shards, seen, plan, process_index) if all(map(Path.is_file, shards)) else None
 

@@ -29,7 +29,6 @@ class Pictures:
         rows (`list[Path]` or `IterableDataset`): the files of a folder, or undecoded rows.
         fingerprint (`str`): another one means that the pictures may be others.
         count (`int`, *optional*): how many they are, if that is known; of the Hub, what the dataset says of itself.
-        is_counted (`bool`, *optional*, defaults to `True`): `count` was counted here.
         folder (`Path`, *optional*): to which the names of files are relative.
         image_column (`str`, *optional*), name_column (`str`, *optional*): of rows.
     """
@@ -37,7 +36,6 @@ class Pictures:
     rows: list[Path] | IterableDataset
     fingerprint: str
     count: int | None = None
-    is_counted: bool = True
     folder: Path = Path()
     image_column: str = "image"
     name_column: str | None = None
@@ -93,7 +91,7 @@ def open_pictures(
         count = getattr(splits.get(split), "num_examples", None) or None
         fingerprint = json.dumps([source, config_name, split, commit])
         rows, name_column = _undecoded(stream, source, image_column, name_column)
-        return Pictures(rows, fingerprint, count, False, image_column=image_column, name_column=name_column)
+        return Pictures(rows, fingerprint, count, image_column=image_column, name_column=name_column)
     if any(option is not None for option in (split, config_name, revision)):
         raise UserError(f"{source} is on this machine: split, dataset_config and dataset_revision are of the Hub.")
     files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
@@ -126,6 +124,5 @@ def _fingerprint(files: Sequence[Path], folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         stat = os.stat(file)
-        digest.update(os.fsencode(os.path.relpath(file, folder)) + b"\0")
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(os.path.relpath(file, folder)) + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
