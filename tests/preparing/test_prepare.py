@@ -194,6 +194,7 @@ def stopping(monkeypatch, number: int) -> list:
     return calls
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_at_any_file_ends_with_the_same_bytes(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = stopping(patch, 0)
