@@ -9,7 +9,7 @@ otherwise here and there. A float32 file that differs from torch by more than 1e
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -27,11 +27,12 @@ from artgraph_vit.loading import load_model
 from artgraph_vit.model.museum_label import listed
 from artgraph_vit.model.pipeline_artgraph_vit import pictures_in_folder
 from artgraph_vit.model.tasks import Task
-from artgraph_vit.serving.onnx import ExportedFile, export_onnx, refuse_output, require_onnx
+from artgraph_vit.serving.onnx import ExportedFile, check_output, export_onnx
 from artgraph_vit.training.options import parse_options
 
 PICTURES = 48  # to check on
 BATCH_SIZES = (1, 3, 8)
+WEIGHTS = ("float32", "int8")
 
 
 @dataclass
@@ -56,8 +57,7 @@ def main() -> None:
     (options,) = parse_options(
         (ExportArguments,), positionals=("model", "output"), description=(__doc__ or "").splitlines()[0]
     )
-    require_onnx()
-    refuse_output(Path(options.output))
+    check_output(Path(options.output))
     logging.disable_progress_bar()
     pictures = find_pictures(Path(options.pictures)) if options.pictures else paint_pictures()
     model, image_processor = load_model(options.model, options.revision)
@@ -99,21 +99,20 @@ def make_batches(pictures: Sequence | Iterator, image_processor: BaseImageProces
 
 def comparison_table(files: Sequence[ExportedFile], tasks: Sequence[Task]) -> str:
     """A plain-text table: a column a file, and what each has in common with torch."""
-    rows: list[tuple[str, Mapping[str, str]]] = [
-        ("size", {file.weights: f"{file.size / 1e6:.1f} MB" for file in files}),
-        ("largest difference", {file.weights: f"{file.comparison.difference:.1e}" for file in files}),
+    rows = [
+        ("", list(WEIGHTS[: len(files)])),
+        ("size", [f"{file.size / 1e6:.1f} MB" for file in files]),
+        ("largest difference", [f"{file.difference:.1e}" for file in files]),
     ]
     for task in tasks:
         what = "label decisions that agree" if task.is_multi_label else "best label agrees"
-        shares = {file.weights: f"{file.comparison.agreement[task.name]:.2%}" for file in files}
-        rows.append((f"{task.name}: {what}", shares))
+        rows.append((f"{task.name}: {what}", [f"{file.agreement[task.name]:.2%}" for file in files]))
     first = max(len(name) for name, _ in rows)
-    width = max(len(cell) for _, cells in rows for cell in cells.values())
-    lines = [f"{name:<{first}}  " + "  ".join(f"{cell:>{width}}" for cell in cells.values()) for name, cells in rows]
-    head = f"{'':<{first}}  " + "  ".join(f"{file.weights:>{width}}" for file in files)
+    width = max(len(cell) for _, cells in rows for cell in cells)
+    head, *lines = [f"{name:<{first}}  " + "  ".join(f"{cell:>{width}}" for cell in cells) for name, cells in rows]
     rule = "-" * len(head)
     sizes = listed([str(size) for size in BATCH_SIZES])
-    title = f"ONNX against torch on {files[0].comparison.pictures} pictures, in batches of {sizes}"
+    title = f"ONNX against torch on {files[0].pictures} pictures, in batches of {sizes}"
     names = " and ".join(str(file.path) for file in files)
     return "\n".join([title, rule, head, rule, *lines, rule, f"Written: {names}."])
 

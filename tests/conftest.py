@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,15 @@ TINY = {
 torch.set_num_threads(1)  # tiny models are not worth more, and two test processes share two cores
 
 COLUMNS = ("image", "artist", "style", "genre", "tags", "media")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """Where checked pictures and frozen features are kept, in this process and those it starts: not the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", folder)
+    monkeypatch.setenv("HF_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture

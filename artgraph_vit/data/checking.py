@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,18 @@ PASSING = (DEADLY, "MemoryError", "[Errno")
 
 
 def find_bad_pictures(rows: Dataset, num_processes: int | None = None, progress: bool = True) -> dict[int, str]:
-    """Decodes every picture that was not decoded before.
+    """Decodes every picture, of an undecoded column `image`, that was not decoded before.
 
     Args:
-        rows (`Dataset`): with an undecoded column `image`.
         num_processes (`int`, *optional*): by default one a core, but no more than one for 256 pictures.
-        progress (`bool`, *optional*, defaults to `True`): show a progress bar.
 
     Returns:
         The index of each row whose picture cannot be read, and why.
     """
     pictures = rows.select_columns(["image"])
-    keys = [_key(*image) for image in _images(pictures)]
+    keys = list(_keys(pictures))
     memory = _open_memory()
-    known = _look_up(memory, keys)
+    known = dict(memory.execute("SELECT * FROM checked"))
     unchecked = [row for row, key in enumerate(keys) if key not in known]
 
     def batches() -> Iterator[list[Picture]]:
@@ -61,8 +59,8 @@ def find_bad_pictures(rows: Dataset, num_processes: int | None = None, progress:
                 picture.number: result.reason if isinstance(result, Unreadable) else None
                 for picture, result in zip(batch, results, strict=True)
             }
-            _keep(memory, {keys[row]: reason for row, reason in found.items()})
             bad |= {row: reason for row, reason in found.items() if reason is not None}
+            _keep(memory, {keys[row]: reason for row, reason in found.items()})
             bar.update(len(batch))
     memory.close()
     return {row: f"{pictures[row]['image']['path'] or 'embedded picture'}: {bad[row]}" for row in sorted(bad)}
@@ -72,23 +70,22 @@ def _decode(image: Mapping[str, Any]) -> None:
     reading_rules.read_picture(image)
 
 
-def _images(pictures: Dataset) -> Iterator[tuple[bytes | None, str | None]]:
+def _keys(pictures: Dataset) -> Iterator[str | None]:
+    """By which each picture is known again: a file by path, size and time; an embedded picture by a hash, since to
+    read bytes takes a hundredth of the time that decoding them does. None if there is no such file."""
+    here = os.getcwd()
     for table in pictures.with_format("arrow").iter(1000):  # ten times as fast as rows are
         columns = table.flatten()
-        yield from zip(columns["image.bytes"].to_pylist(), columns["image.path"].to_pylist(), strict=True)
-
-
-def _key(data: bytes | None, path: str | None) -> str | None:
-    """By which a picture is known again; if it is embedded, a hash: to read bytes takes a hundredth of the time that
-    decoding them does."""
-    if data is not None:
-        return hashlib.sha256(data).hexdigest()
-    path = path or ""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return f"{path if path.startswith('/') else os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
+        for data, path in zip(columns["image.bytes"].to_pylist(), columns["image.path"].to_pylist(), strict=True):
+            if data is not None:
+                yield hashlib.sha256(data).hexdigest()
+                continue
+            try:
+                stat = os.stat(path or "")
+            except OSError:
+                yield None
+            else:
+                yield f"{os.path.join(here, path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
 
 
 def _open_memory() -> sqlite3.Connection:
@@ -107,15 +104,6 @@ def _open_memory() -> sqlite3.Connection:
     return memory
 
 
-def _look_up(memory: sqlite3.Connection, keys: Sequence[str | None]) -> dict[str | None, str | None]:
-    """Of the keys that are known, why the picture cannot be read, if it cannot."""
-    known: dict[str | None, str | None] = {}
-    for start in range(0, len(keys), 500):
-        some = keys[start : start + 500]
-        known |= memory.execute(f"SELECT * FROM checked WHERE picture IN ({', '.join('?' * len(some))})", some)
-    return known
-
-
 def _keep(memory: sqlite3.Connection, found: Mapping[str | None, str | None]) -> None:
     lasting = [(key, reason) for key, reason in found.items() if key and not (reason or "").startswith(PASSING)]
     try:
@@ -126,11 +114,9 @@ def _keep(memory: sqlite3.Connection, found: Mapping[str | None, str | None]) ->
 
 
 def leave_out(rows: Dataset, bad: Mapping[int, str], on_bad_image: str, report: Path | None = None) -> Dataset:
-    """Does with bad pictures what the user chose.
+    """Does with bad pictures, as [`find_bad_pictures`] returns them, what the user chose.
 
     Args:
-        rows (`Dataset`).
-        bad (`Mapping[int, str]`): as [`find_bad_pictures`] returns it.
         on_bad_image (`str`): `"skip"` leaves the rows out, `"stop"` raises.
         report (`Path`, *optional*): a JSON file to list them in.
 

@@ -51,15 +51,10 @@ Function = Callable[[Mapping[str, Any]], Result]
 def process_pictures(
     batches: Iterable[Batch], function: Function[Result], num_workers: int
 ) -> Iterator[tuple[Batch, list[Result | Unreadable]]]:
-    """Applies a function to the `image` of each picture.
+    """Applies a function, which may raise `BadPictureError`, to the `image` of each picture.
 
-    Args:
-        batches (`Iterable[Sequence[Picture]]`): read no further ahead than the processes need.
-        function (`Callable`): may raise `BadPictureError`; is pickled, once for each process.
-        num_workers (`int`): processes, which start with the first batch; with 0 this one does the work.
-
-    Yields:
-        The batches in their order, each with a list of results: what the function returned, or [`Unreadable`].
+    Batches are read no further ahead than the `num_workers` processes need, and come back in their order, each with a
+    list of what the function returned, or [`Unreadable`]. With 0 processes this one does the work.
     """
     if num_workers == 0:
         for batch in batches:
@@ -73,12 +68,22 @@ def process_pictures(
         try:
             return batch, future.result()
         except BrokenProcessPool:  # a process died, perhaps at one of these
-            return batch, [_result_alone(one, picture) for picture in batch]
+            return batch, [result_alone(picture) for picture in batch]
+
+    def result_alone(picture: Picture) -> Any:
+        try:
+            return one.submit([picture.image]).result()[0]
+        except BrokenProcessPool:
+            return Unreadable(DEADLY)
+
+    def is_far_ahead() -> bool:
+        size = sum(len(picture.image.get("bytes") or b"") for batch, _ in waiting for picture in batch)
+        return len(waiting) > AHEAD * num_workers or size > MAX_AHEAD
 
     try:
         for batch in batches:
             waiting.append((batch, many.submit([picture.image for picture in batch])))
-            while len(waiting) > AHEAD * num_workers or sum(_bytes_in(batch) for batch, _ in waiting) > MAX_AHEAD:
+            while is_far_ahead():
                 yield next_result()
         while waiting:
             yield next_result()
@@ -109,18 +114,8 @@ class _Pool:
 
     def _start(self) -> ProcessPoolExecutor:
         # "spawn": a fork of a process that already runs torch's threads can hang.
-        executor = ProcessPoolExecutor(
-            self.num_workers, get_context("spawn"), initializer=_begin, initargs=(self.function,)
-        )
-        # Ctrl-C is for this process alone, also while the others start.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            for _ in range(self.num_workers):
-                executor.submit(_results_in_worker, [])
-        finally:
-            signal.signal(signal.SIGINT, before)
-        self.executor = executor
-        return executor
+        self.executor = ProcessPoolExecutor(self.num_workers, get_context("spawn"), _begin, (self.function,))
+        return self.executor
 
     def close(self) -> None:
         if self.executor is not None:
@@ -140,10 +135,8 @@ def _begin(function: Function) -> None:
 
 def _end_with_parent() -> None:
     """Else a worker whose parent was killed would wait for it for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]
+    os._exit(1)
 
 
 def _results_in_worker(images: list[Mapping[str, Any]]) -> list:
@@ -158,14 +151,3 @@ def _results(function: Function[Result], images: list[Mapping[str, Any]]) -> lis
         except BadPictureError as error:
             results.append(Unreadable(error.reason))
     return results
-
-
-def _result_alone(pool: _Pool, picture: Picture) -> Any:
-    try:
-        return pool.submit([picture.image]).result()[0]
-    except BrokenProcessPool:
-        return Unreadable(DEADLY)
-
-
-def _bytes_in(batch: Batch) -> int:
-    return sum(len(picture.image.get("bytes") or b"") for picture in batch)

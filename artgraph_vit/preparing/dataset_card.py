@@ -34,15 +34,8 @@ class DatasetCardOptions:
 def write_dataset_card(
     folder: Path, rows: Dataset, tasks: Sequence[Task], report: Mapping[str, Any], options: DatasetCardOptions
 ) -> None:
-    """Writes `README.md` and `figures/<task>.png`.
-
-    Args:
-        folder (`Path`): of the dataset.
-        rows (`Dataset`): encoded rows with a column `split`; those that the report leaves out are not counted.
-        tasks (`Sequence[Task]`): with their labels.
-        report (`Mapping`): as in `report.json`.
-        options ([`DatasetCardOptions`]).
-    """
+    """Writes `README.md` and `figures/<task>.png` of encoded rows with a column `split`, without counting those that
+    the report leaves out."""
     left_out = {(entry["name"], entry["split"]) for entry in report["left_out"]}
     keys = list(zip(rows["name"][:], rows["split"][:], strict=True))
     rows = rows.select([index for index, key in enumerate(keys) if key not in left_out])
@@ -53,21 +46,16 @@ def write_dataset_card(
         counts = label_counts(rows, task).tolist()
         _histogram(task, counts).savefig(folder / "figures" / f"{task.name}.png", dpi=110, metadata={"Software": None})
         known = {split: known_row_count(part, task) for split, part in parts.items()}
-        present = [count for count in counts if count]
-        fewest, most = min(present, default=0), max(present, default=0)
+        fewest, most = min(filter(None, counts), default=0), max(counts)
         summaries.append({"task": task, "known": known, "fewest": fewest, "most": most})
+    data_files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in parts]
     data = DatasetCardData(
         license=options.data_license,
         language=options.language,
         pretty_name=options.dataset_name,
         task_categories=["image-classification"],
         tags=["art"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in parts],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": data_files}],
     )
     card = DatasetCard.from_template(
         data,

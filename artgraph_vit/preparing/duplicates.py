@@ -9,11 +9,11 @@ fifth or cut by 1 % at each side are all found, those cut by 2 % mostly (tests/p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from .encoding import THUMBNAIL
@@ -45,15 +45,26 @@ def near_duplicates(
     numbers, seconds for 100,000 pictures.
     """
     first = {key: index for index, key in reversed(list(enumerate(zip(digests, splits, strict=True))))}
-    steps = _steps([thumbnails[index] for index in first.values()])  # one of each picture a split
-    rows = np.array(list(first.values()), dtype=np.int64)[steps.sum(1) >= FEWEST_STEPS]
-    steps = steps[steps.sum(1) >= FEWEST_STEPS]
+    rows = np.array(list(first.values()), dtype=np.int64)  # one of each picture a split
+    steps = _steps([thumbnails[row] for row in rows])
+    rows, steps = rows[steps.sum(1) >= FEWEST_STEPS], steps[steps.sum(1) >= FEWEST_STEPS]
+    split_of = np.array([splits[row] for row in rows])
+    sizes = steps.sum(1)
+    jobs = [
+        (left, right)
+        for one, other in combinations(("train", "validation", "test"), 2)
+        for left in _blocks(np.flatnonzero(split_of == one))
+        for right in _blocks(np.flatnonzero(split_of == other))
+    ]
     pairs = []
-    for one, other, similarity in _similar_pairs(steps, np.array([splits[row] for row in rows]), progress):
-        one, other = rows[one], rows[other]
-        if digests[one] != digests[other]:
-            artworks = [{"name": names[index], "split": splits[index]} for index in (one, other)]
-            pairs.append({"artworks": artworks, "similarity": round(similarity, 3)})
+    for left, right in tqdm(jobs, desc="Comparing splits", unit="block", disable=not progress):
+        common = steps[left] @ steps[right].T  # (left, right)
+        similarity = common / (sizes[left][:, None] + sizes[right] - common)
+        for row, column in np.argwhere(similarity >= SIMILAR):
+            both = (rows[left[row]], rows[right[column]])
+            if digests[both[0]] != digests[both[1]]:
+                artworks = [{"name": names[index], "split": splits[index]} for index in both]
+                pairs.append({"artworks": artworks, "similarity": round(float(similarity[row, column]), 3)})
     return sorted(pairs, key=lambda pair: (-pair["similarity"], pair["artworks"][0]["name"]))
 
 
@@ -65,20 +76,5 @@ def _steps(thumbnails: Sequence[bytes]) -> np.ndarray:
     return np.concatenate([change >= STEP, change <= -STEP], axis=1).astype(np.float32)
 
 
-def _similar_pairs(steps: np.ndarray, split_of: np.ndarray, progress: bool) -> Iterator[tuple[int, int, float]]:
-    present = [split for split in ("train", "validation", "test") if (split_of == split).any()]
-    rows_of = {split: np.flatnonzero(split_of == split) for split in present}
-    sizes = torch.from_numpy(steps.sum(1))
-    jobs = [
-        (rows_of[one][start : start + _BLOCK], rows_of[other])
-        for position, one in enumerate(present)
-        for other in present[position + 1 :]
-        for start in range(0, len(rows_of[one]), _BLOCK)
-    ]
-    for left, right in tqdm(jobs, desc="Comparing splits", unit="block", disable=not progress):
-        for start in range(0, len(right), _BLOCK):
-            columns = right[start : start + _BLOCK]
-            common = torch.from_numpy(steps[left]) @ torch.from_numpy(steps[columns]).T  # (left, columns)
-            similarity = common / (sizes[left][:, None] + sizes[columns] - common)
-            for row, column in (similarity >= SIMILAR).nonzero().tolist():
-                yield int(left[row]), int(columns[column]), float(similarity[row, column])
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]

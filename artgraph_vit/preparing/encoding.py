@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from transformers import BaseImageProcessor
@@ -18,15 +18,8 @@ from ..model.pictures import read_picture
 THUMBNAIL = (17, 16)  # width, height: 16 steps a line for 16 lines (duplicates.py)
 
 
-@dataclass(frozen=True)
-class EncodedPicture:
-    """A picture as it is stored.
-
-    Args:
-        data (`bytes`): a JPEG, or a PPM of exact pixels.
-        digest (`str`): sha256 of `data`, the same for two pictures of the same pixels.
-        thumbnail (`bytes`): 16 x 17 grey values.
-    """
+class EncodedPicture(NamedTuple):
+    """A picture as it is stored: a JPEG, or a PPM of exact pixels; its sha256; and 16 x 17 grey values of it."""
 
     data: bytes
     digest: str
@@ -64,11 +57,6 @@ class PictureEncoder:
         name = type(self.exact_for).__name__
         return f"the very pixels, uncompressed, of a backbone's {name}; they serve backbones that resize like it alone"
 
-    @cached_property
-    def _transform(self) -> PictureTransform:
-        assert self.exact_for is not None
-        return PictureTransform(self.exact_for, self.jpeg_scale)
-
     @property
     def suffix(self) -> str:
         return ".jpg" if self.exact_for is None else ".ppm"
@@ -76,17 +64,20 @@ class PictureEncoder:
     def __call__(self, image: Mapping[str, Any]) -> EncodedPicture:
         if self.exact_for is not None:
             pixels = self._transform.pixels(image).permute(1, 2, 0).numpy()  # (H, W, 3)
-            return _encoded(encode_exact(pixels, self._transform.exact_mark), Image.fromarray(pixels))
-        picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
-        shorter = min(picture.size)
-        if shorter > self.size:
-            width, height = (max(1, round(side * self.size / shorter)) for side in picture.size)
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=90)
-        return _encoded(file.getvalue(), picture)
+            data, picture = encode_exact(pixels, self._transform.exact_mark), Image.fromarray(pixels)
+        else:
+            picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
+            shorter = min(picture.size)
+            if shorter > self.size:
+                width, height = (max(1, round(side * self.size / shorter)) for side in picture.size)
+                picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=90)
+            data = file.getvalue()
+        thumbnail = picture.convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
+        return EncodedPicture(data, hashlib.sha256(data).hexdigest(), thumbnail.tobytes())
 
-
-def _encoded(data: bytes, picture: Image.Image) -> EncodedPicture:
-    thumbnail = picture.convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
-    return EncodedPicture(data, hashlib.sha256(data).hexdigest(), thumbnail.tobytes())
+    @cached_property
+    def _transform(self) -> PictureTransform:
+        assert self.exact_for is not None
+        return PictureTransform(self.exact_for, self.jpeg_scale)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 REPORT = "report.json"
 BATCH = 16  # pictures that a process gets at a time
+OTHER_DATA = "other data, options or versions of the libraries: choose another folder, or delete it."
 _WRITERS = ("datasets", "Pillow", "pyarrow", "transformers")  # other versions may write other bytes
 
 
@@ -71,8 +72,13 @@ def prepare_dataset(
     _refuse_missing_split(rows["split"][:], "has no artwork")
     plan = _plan(rows, tasks, encoder, shard_rows)
     with folder_lock(folder), writing(folder):
-        report = _finished(folder)
-        if report is None:
+        if (folder / REPORT).is_file():  # the dataset is whole, whatever its run left to tidy up
+            with as_user_error(f"{folder / REPORT} is no report of a prepared dataset", "choose another folder."):
+                report = dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+            if report.get("plan") != plan:
+                raise UserError(f"{folder} was prepared from {OTHER_DATA}")
+            logger.warning("%s is prepared already; its card is written anew.", folder)
+        else:
             work = _begin(folder, plan)
             shards = plan_shards(rows, shard_rows)
             num_workers = default_workers(len(rows), num_processes)
@@ -81,28 +87,12 @@ def prepare_dataset(
             _refuse_missing_split([outcome["split"] for outcome in good], "has no picture that can be read")
             report = {"plan": plan, "stored": encoder.description, **_report(outcomes, good, progress)}
             write_vocabulary(folder, tasks)
-        elif report.get("plan") != plan:
-            raise UserError(
-                f"{folder} holds a dataset that was prepared from other data or with other options: choose another "
-                "folder, or delete it."
-            )
-        else:
-            logger.warning("%s is prepared already; its card is written anew.", folder)
         write_dataset_card(folder, rows, tasks, report, card)
         with atomic_write(folder / REPORT) as part:  # the report comes last: where it is, all is
             part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if (folder / UNFINISHED).exists():
             shutil.rmtree(folder / UNFINISHED)
     return report
-
-
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """The report of a dataset that is whole, whatever its run left to tidy up."""
-    path = folder / REPORT
-    if not path.is_file():
-        return None
-    with as_user_error(f"{path} is no report of a prepared dataset", "choose another folder."):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _begin(folder: Path, plan: str) -> Path:
@@ -116,10 +106,7 @@ def _begin(folder: Path, plan: str) -> Path:
         with atomic_write(work / "plan") as part:
             part.write_text(plan)
     elif (work / "plan").read_text() != plan:
-        raise UserError(
-            f"{folder} was begun from other data, with other options or with other versions of the libraries: choose "
-            "another folder, or delete it."
-        )
+        raise UserError(f"{folder} was begun from {OTHER_DATA}")
     return work
 
 
@@ -175,13 +162,23 @@ def _write_shards(
     (folder / "data").mkdir(exist_ok=True)
     paths = [(folder / "data" / f"{shard.name}.parquet", work / f"{shard.name}.json") for shard in shards]
     missing = [number for number, files in enumerate(paths) if not all(file.is_file() for file in files)]
-    total, left = sum(len(shard.rows) for shard in shards), sum(len(shards[number].rows) for number in missing)
-    encoded = process_pictures(_batches(shards, missing), encoder, num_workers)
-    with tqdm(total=total, initial=total - left, desc="Preparing", unit="picture", disable=not progress) as bar:
+
+    def batches() -> Iterator[Batch]:
+        """Pictures that have the number of their shard; no batch holds those of two."""
+        for number in missing:
+            for rows in shards[number].rows.select_columns(["name", "image"]).iter(BATCH):
+                yield [Picture(number, *pair) for pair in zip(rows["name"], rows["image"], strict=True)]
+
+    left = sum(len(shards[number].rows) for number in missing)
+    with tqdm(total=left, desc="Preparing", unit="picture", disable=not progress) as bar:
         results: list[EncodedPicture | Unreadable] = []
-        for batch, found in encoded:
-            if on_bad_image == "stop":
-                _refuse_bad(batch, found)
+        for batch, found in process_pictures(batches(), encoder, num_workers):
+            for picture, result in zip(batch, found, strict=True):
+                if on_bad_image == "stop" and isinstance(result, Unreadable):
+                    raise UserError(
+                        f"The picture {picture.name!r} cannot be read ({result.reason}): mend it, or pass "
+                        "on_bad_image=skip to leave such pictures out."
+                    )
             results += found
             bar.update(len(batch))
             number = batch[0].number
@@ -191,36 +188,18 @@ def _write_shards(
     return [outcome for _, record in paths for outcome in json.loads(record.read_text(encoding="utf-8"))]
 
 
-def _batches(shards: Sequence[Shard], numbers: Iterable[int]) -> Iterator[Batch]:
-    """Pictures that have the number of their shard; no batch holds those of two."""
-    for number in numbers:
-        for rows in shards[number].rows.select_columns(["name", "image"]).iter(BATCH):
-            yield [Picture(number, *pair) for pair in zip(rows["name"], rows["image"], strict=True)]
-
-
-def _refuse_bad(batch: Batch, results: Sequence[EncodedPicture | Unreadable]) -> None:
-    for picture, result in zip(batch, results, strict=True):
-        if isinstance(result, Unreadable):
-            raise UserError(
-                f"The picture {picture.name!r} cannot be read ({result.reason}): mend it, or pass on_bad_image=skip "
-                "to leave such pictures out."
-            )
-
-
 def _write_shard(
     shard: Shard, results: Sequence[EncodedPicture | Unreadable], suffix: str, path: Path, record: Path
 ) -> None:
-    stored: list[dict[str, Any]] = []
-    outcomes: list[dict[str, str]] = []
-    kept = []
+    stored, outcomes, kept = [], [], []
     for index, (name, result) in enumerate(zip(shard.rows["name"][:], results, strict=True)):
         about = {"name": name, "split": shard.split}
         if isinstance(result, Unreadable):
             outcomes.append({**about, "problem": result.reason})
-            continue
-        kept.append(index)
-        stored.append({"bytes": result.data, "path": f"{Path(name).stem}{suffix}"})
-        outcomes.append({**about, "digest": result.digest, "thumbnail": result.thumbnail.hex()})
+        else:
+            kept.append(index)
+            stored.append({"bytes": result.data, "path": f"{Path(name).stem}{suffix}"})
+            outcomes.append({**about, "digest": result.digest, "thumbnail": result.thumbnail.hex()})
     labels = shard.rows.select(kept).remove_columns("image")
     features = Features({"image": Image(), **labels.features})
     with atomic_write(path) as part:

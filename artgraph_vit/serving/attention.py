@@ -29,7 +29,7 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
     Changes nothing in the model, not even gradients, so that several threads may share it.
 
     Args:
-        model ([`ArtGraphViTForImageClassification`]): in eval mode, with eager attention: load it with
+        model ([`ArtGraphViTForImageClassification`]): in eval mode, not frozen, with eager attention: load it with
             `attn_implementation="eager"` or call `model.set_attn_implementation("eager")`. Its pooling is "cls",
             "mean" or "cls_mean".
         pixel_values (`FloatTensor` of shape `(1, 3, H, W)`): of one picture.
@@ -42,21 +42,14 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
     Raises:
         ValueError: if there is no such label, or the model gives no attentions between patches.
     """
-    attentions, gradients = attention_gradients(model, pixel_values, task, label)
-    height, width = _patch_grid(model, pixel_values)
-    tokens = attentions[0].shape[-1]
-    if tokens < height * width:
-        raise ValueError(
-            f"This backbone ({model.config.backbone_config.model_type}) has {tokens} tokens for {height * width} "
-            "patches, so its attentions are not between all patches: there is no map of it."
-        )
-    rollout = relevance_rollout(attentions, gradients)  # (tokens, tokens)
-    # Whatever tokens there are besides patches (CLS, distillation, registers) come first.
-    first_patch = tokens - height * width
+    rollout = relevance_rollout(*attention_gradients(model, pixel_values, task, label))  # (tokens, tokens)
+    first_patch = model._prefix_tokens  # CLS, distillation and registers come first
     # (tokens,) each, of what the heads see. A sum over the patches, since their gradients hold the mean's 1/n already.
     of_cls, of_mean = rollout[0], rollout[first_patch:].sum(0)
     row = {"cls": of_cls, "mean": of_mean, "cls_mean": of_cls + of_mean}[model.config.pooling]
-    heat = row[first_patch:].view(height, width).cpu()
+    height, width = pixel_values.shape[-2:]
+    across = round(((len(row) - first_patch) * width / height) ** 0.5)  # patches; they are square
+    heat = row[first_patch:].view(-1, across).cpu()
     # The paper also stretches the least relevant patch to 0, which would draw a flat map as full of contrast.
     return heat / heat.max() if heat.max() > 0 else heat
 
@@ -64,38 +57,32 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
 def attention_gradients(
     model: ArtGraphViTForImageClassification, pixel_values: Tensor, task: str, label: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The attentions of each layer, and the gradients of a label's logit with respect to them.
-
-    Args:
-        as of [`attention_map`].
-
-    Returns:
-        Two lists of float32 `(heads, tokens, tokens)`, one for each layer; a row holds what a token attends to.
-
-    Raises:
-        ValueError: as of [`attention_map`].
+    """The attentions of each layer and the gradients of a label's logit with respect to them, float32
+    `(heads, tokens, tokens)` each; a row holds what a token attends to. Raises as [`attention_map`] does.
     """
-    index = _label_index(model, task, label)
-    _refuse_unsuitable(model, pixel_values)
+    labels = {known.name: known.labels for known in model.config.tasks}.get(task, ())
+    if label not in labels:
+        raise ValueError(f"This model has no label {label!r} of a task {task!r}.")
+    # Other kinds of attention are faster since they never make the matrices; transformers then returns none of them.
+    implementation = model.backbone.config._attn_implementation
+    if implementation != "eager":
+        raise ValueError(
+            f"This model's attention is {implementation!r}, which gives no attentions: load it with "
+            "attn_implementation='eager'."
+        )
     with torch.enable_grad():
         output = model(pixel_values=pixel_values, output_attentions=True)
-        attentions = tuple(output.attentions or ())
-        # Square, of one size in all layers, and of this one picture: not of windows, nor of pooled keys.
-        shapes = {tuple(attention.shape[-2:]) for attention in attentions if attention is not None}
-        if (
-            not attentions
-            or any(attention is None or attention.dim() != 4 or len(attention) != 1 for attention in attentions)
-            or len(shapes) != 1
-            or len(set(*shapes)) != 1
-        ):
+        attentions = [attention for attention in output.attentions or () if attention is not None]
+        # Of one picture, square, and of one size in all layers: not of windows, nor of pooled keys.
+        shapes = {tuple(attention.shape) for attention in attentions}  # (1, heads, tokens, tokens)
+        is_whole = len(shapes) == 1 and all(shape[0] == 1 and shape[-2] == shape[-1] for shape in shapes)
+        if not is_whole or model.config.pooling == "pooler":
             raise ValueError(
-                f"This backbone ({model.config.backbone_config.model_type}) gives no attentions between all its "
-                "tokens: there is no map of it."
+                f"This model ({model.config.backbone_config.model_type}, pooling {model.config.pooling!r}) gives no "
+                "attentions between all its patches and what its heads see: there is no map of it."
             )
-        if not attentions[0].requires_grad:
-            raise ValueError("The backbone is frozen and gives no gradients: call model.unfreeze_backbone() first.")
         # Of the attentions alone: nothing is added to the gradients of parameters.
-        gradients = torch.autograd.grad(output.logits[task][0, index], attentions)
+        gradients = torch.autograd.grad(output.logits[task][0, labels.index(label)], attentions)
     return [attention[0].detach().float() for attention in attentions], [gradient[0].float() for gradient in gradients]
 
 
@@ -103,15 +90,8 @@ def relevance_rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor])
     """What each token has received from each other one over all layers: R - 1, where R is the paper's.
 
     R starts at the identity; each layer with attentions A and gradients G adds mean((G ⊙ A)⁺) · R, the mean being that
-    of the heads.
-
-    Args:
-        attentions, gradients (`Sequence[FloatTensor]` of shape `(heads, tokens, tokens)`): of each layer, from the
-            first on.
-
-    Returns:
-        Of shape `(tokens, tokens)`: row i holds the relevance of each token for token i, at least 0, without what a
-        token is to itself from the start.
+    of the heads. Row i of the result, `(tokens, tokens)`, holds the relevance of each token for token i, at least 0,
+    without what a token is to itself from the start.
     """
     identity = torch.eye(attentions[0].shape[-1], device=attentions[0].device)  # (tokens, tokens)
     relevance = identity
@@ -134,86 +114,34 @@ def overlay(picture: Image.Image, heat: Tensor, image_processor: Any) -> Image.I
     left, top, right, bottom = (round(side) for side in seen_box(picture.size, image_processor))
     patches = Image.fromarray(heat.numpy().astype(np.float32))  # mode F
     seen = patches.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR)
-    laid = Image.new("F", picture.size, -1)  # -1 where the model was shown nothing
+    laid = Image.new("F", picture.size)  # 0 where the model was shown nothing
     laid.paste(seen, (left, top))
-    heights = np.asarray(laid)[..., None]  # (H, W, 1)
-    colours = matplotlib.colormaps[COLOURS](heights[..., 0].clip(0, 1))[..., :3] * 255  # (H, W, 3)
-    opacity = np.where(heights < 0, 0, MOST_OPAQUE * heights.clip(0, 1) ** 0.5)
+    heights = np.asarray(laid)  # (H, W)
+    colours = matplotlib.colormaps[COLOURS](heights)[..., :3] * 255  # (H, W, 3)
+    opacity = MOST_OPAQUE * heights[..., None].clip(0, 1) ** 0.5  # (H, W, 1)
     mixed = np.asarray(picture) * (1 - opacity) + colours * opacity  # (H, W, 3)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def seen_box(size: tuple[int, int], image_processor: Any) -> tuple[float, float, float, float]:
-    """The part of a picture that the model is shown.
-
-    Args:
-        size (`tuple[int, int]`): width and height of the picture.
-        image_processor (`BaseImageProcessor`): resizes to a size, or to a shorter side, and may then take the centre.
-
-    Returns:
-        left, top, right and bottom in pixels of the picture, outside of it where the image processor adds a rim.
+    """The part of a picture of `size` (width, height) that the model is shown: left, top, right and bottom in pixels
+    of the picture, outside of it where the image processor adds a rim.
 
     Raises:
         ValueError: if it is not known how the image processor resizes.
     """
-    width, height = size
-    resized_width, resized_height = _resized(width, height, image_processor)
+    width, height = resized_width, resized_height = size
+    sides = {name: side for name, side in dict(image_processor.size).items() if side}
+    if image_processor.do_resize and sides.keys() == {"height", "width"}:
+        resized_width, resized_height = sides["width"], sides["height"]
+    elif image_processor.do_resize and sides.keys() == {"shortest_edge"} and not hasattr(image_processor, "crop_pct"):
+        resized_width, resized_height = (sides["shortest_edge"] * side // min(size) for side in size)
+    elif image_processor.do_resize:
+        name = type(image_processor).__name__
+        raise ValueError(f"It is not known how a {name} resizes to {sides}: no map can be laid.")
     if not getattr(image_processor, "do_center_crop", None):
         return 0, 0, width, height
     crop = image_processor.crop_size
     left, top = (resized_width - crop["width"]) // 2, (resized_height - crop["height"]) // 2
     across, down = width / resized_width, height / resized_height
     return left * across, top * down, (left + crop["width"]) * across, (top + crop["height"]) * down
-
-
-def _resized(width: int, height: int, image_processor: Any) -> tuple[int, int]:
-    if not image_processor.do_resize:
-        return width, height
-    sides = {name: side for name, side in dict(image_processor.size).items() if side}
-    if sides.keys() == {"height", "width"}:
-        return sides["width"], sides["height"]
-    if sides.keys() == {"shortest_edge"} and not hasattr(image_processor, "crop_pct"):
-        short = sides["shortest_edge"]
-        longer = int(short * max(width, height) / min(width, height))
-        return (short, longer) if width <= height else (longer, short)
-    raise ValueError(f"It is not known how a {type(image_processor).__name__} resizes to {sides}: no map can be laid.")
-
-
-def _label_index(model: ArtGraphViTForImageClassification, task: str, label: str) -> int:
-    labels = next((known.labels for known in model.config.tasks if known.name == task), None)
-    if labels is None:
-        raise ValueError(f"This model has no task {task!r}: its tasks are {', '.join(model.heads)}.")
-    if label not in labels:
-        raise ValueError(f"The task {task!r} has no label {label!r}.")
-    return labels.index(label)
-
-
-def _refuse_unsuitable(model: ArtGraphViTForImageClassification, pixel_values: Tensor) -> None:
-    if pixel_values.dim() != 4 or len(pixel_values) != 1:
-        raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: give one picture, (1, 3, H, W).")
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout blurs the map: call model.eval() first.")
-    if model.config.pooling not in ("cls", "mean", "cls_mean"):
-        raise ValueError(
-            f"This model's pooling is {model.config.pooling!r}, which hides what the heads see: only of a model with "
-            "pooling 'cls', 'mean' or 'cls_mean' there is a map."
-        )
-    # Other kinds of attention are faster since they never make the matrices; transformers then returns none of them.
-    implementation = model.backbone.config._attn_implementation
-    if implementation != "eager":
-        raise ValueError(
-            f"This model's attention is {implementation!r}, which gives no attentions: load it with "
-            "attn_implementation='eager'."
-        )
-
-
-def _patch_grid(model: ArtGraphViTForImageClassification, pixel_values: Tensor) -> tuple[int, int]:
-    patch = getattr(model.config.backbone_config, "patch_size", None)
-    if isinstance(patch, int):
-        patch = (patch, patch)
-    if not isinstance(patch, (list, tuple)) or len(patch) != 2:
-        raise ValueError(
-            f"This backbone ({model.config.backbone_config.model_type}) has no patches of one size: there is no map "
-            "of it."
-        )
-    return pixel_values.shape[-2] // patch[0], pixel_values.shape[-1] // patch[1]

@@ -40,57 +40,37 @@ MAX_LEVELS = 2  # of 255: two libraries that resize with the same filter round d
 
 
 @dataclass
-class Comparison:
-    """How a file in onnxruntime compares with the model in torch.
+class ExportedFile:
+    """A file, and how it compares in onnxruntime with the model in torch.
 
     Args:
+        path (`Path`).
+        size (`int`): bytes, with those of a second file `<name>.data` where there is one.
         pictures (`int`): how many were compared.
         difference (`float`): the largest, of all probabilities and entries of the embedding.
         agreement (`dict[str, float]`): for a single-label task the share of pictures whose best label is the same, for
             a multi-label task the share of the decisions for or against a label.
     """
 
+    path: Path
+    size: int
     pictures: int
     difference: float
     agreement: dict[str, float]
 
 
-@dataclass
-class ExportedFile:
-    """A file that was written, and how it compares with the model.
-
-    Args:
-        path (`Path`).
-        weights (`str`): `"float32"` or `"int8"`.
-        size (`int`): bytes, with those of a second file `<name>.data` where there is one.
-        comparison ([`Comparison`]).
-    """
-
-    path: Path
-    weights: str
-    size: int
-    comparison: Comparison
-
-
-def require_onnx() -> None:
-    """Raises a `UserError` if a package of the extra `onnx` is missing."""
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
+def check_output(path: Path) -> None:
+    """Raises a `UserError` if an ONNX file cannot be written there, which is better known before the work than after
+    it, or if a package of the extra `onnx` is missing."""
+    if path.suffix != ".onnx" or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"No ONNX file can be {str(path)!r}: give a name that ends in .onnx, in a folder that exists.")
+    try:
+        for name in ("onnx", "onnxruntime", "onnxscript"):
             import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"An export to ONNX needs the package {name}: install it with pip install 'artgraph_vit[onnx]'."
-            ) from error
-
-
-def refuse_output(path: Path) -> None:
-    """Raises a `UserError` if a file cannot be written there, which is better known before the work than after it."""
-    if path.suffix != ".onnx":
-        raise UserError(f"{str(path)!r} is no name for an ONNX file: let it end in .onnx.")
-    if path.is_dir():
-        raise UserError(f"{str(path)!r} is a folder: give the name of a file in it that ends in .onnx.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into: make it first.")
+    except ImportError as error:
+        raise UserError(
+            f"An export to ONNX needs more packages: pip install 'artgraph_vit[onnx]' ({error})."
+        ) from error
 
 
 def export_onnx(
@@ -122,8 +102,7 @@ def export_onnx(
             the image processor does what the metadata cannot say, or onnxruntime gives something else than torch.
     """
     path = Path(path)
-    refuse_output(path)
-    require_onnx()
+    check_output(path)
     metadata = make_metadata(model, image_processor)
     module = Probabilities(model)
     crop = json.loads(metadata["preprocessing"])["crop"]
@@ -133,13 +112,17 @@ def export_onnx(
         batches = [torch.randn(size, *shape, generator=random) for size in (1, 3)]
     # Made in a folder on the same disk, so that files take their names at once.
     with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        is_large = _write_float32(module, shape, written, metadata)
-        files = [_checked(written, "float32", module, batches)]
+        written = [Path(folder) / path.name]
+        is_large = _write_float32(module, shape, written[0], metadata)
         if int8:
-            smaller = written.with_stem(f"{path.stem}-int8")
-            _write_int8(written, smaller, is_large)
-            files.append(_checked(smaller, "int8", module, batches))
+            written.append(written[0].with_stem(f"{path.stem}-int8"))
+            _write_int8(written[0], written[1], is_large)
+        files = [compare_onnx(file, module, batches) for file in written]
+        if not files[0].difference <= MAX_DIFFERENCE:
+            raise UserError(
+                f"onnxruntime gives probabilities that differ by {files[0].difference:.2g} from torch's, of which "
+                f"{MAX_DIFFERENCE:g} is allowed, so no file was written: try other versions of torch and onnxruntime."
+            )
         for file in files:
             file.path = _take_name(file.path, path.parent)
     return files
@@ -165,15 +148,10 @@ class Probabilities(nn.Module):
 @torch.no_grad()
 def compare_onnx(
     path: str | Path, model: ArtGraphViTForImageClassification | Probabilities, batches: Sequence[Tensor]
-) -> Comparison:
-    """Runs a file and the model it was made of on the same pixels; refuses nothing.
-
-    Args:
-        path (`str` or `Path`).
-        model ([`ArtGraphViTForImageClassification`] or [`Probabilities`]).
-        batches (`Sequence[Tensor]`): float32 `(B, 3, H, W)` each, of any sizes B.
-    """
-    module = model if isinstance(model, Probabilities) else Probabilities(model)
+) -> ExportedFile:
+    """Runs a file and the model it was made of on the same pixels, float32 `(B, 3, H, W)` of any sizes B; refuses
+    nothing."""
+    path, module = Path(path), model if isinstance(model, Probabilities) else Probabilities(model)
     session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = module.output_names
     parts = [session.run(names, {PIXELS: pixels.numpy()}) for pixels in batches]
@@ -190,8 +168,9 @@ def compare_onnx(
             same = one.argmax(-1) == other.argmax(-1)
         agreement[task.name] = same.double().mean().item()
     differences = [(given[name] - expected[name]).abs().max().item() for name in names]
+    size = sum(file.stat().st_size for file in (path, _data_of(path)) if file.exists())
     # Not a number if one of them is none.
-    return Comparison(sum(map(len, batches)), float(np.max(differences)), agreement)
+    return ExportedFile(path, size, sum(map(len, batches)), float(np.max(differences)), agreement)
 
 
 # ---- metadata ----
@@ -208,8 +187,7 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
     for task in model.config.tasks:
         if task.name in (PIXELS, EMBEDDING):
             raise UserError(
-                f"The task {task.name!r} has the name of the file's {'input' if task.name == PIXELS else 'vector'}: "
-                "train a model whose task has another name."
+                f"A task cannot be called {task.name!r} in an ONNX file: train a model that names it else."
             )
         entry: dict[str, Any] = {"name": task.name, "problem_type": task.problem_type, "labels": list(task.labels)}
         if task.is_multi_label:
@@ -218,7 +196,7 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
             entry["other_label"] = OTHER
         tasks.append(entry)
     source = str(model.config.name_or_path or "")
-    if source and (Path(source).exists() or Path(source).is_absolute()):
+    if Path(source).is_absolute() or (source and Path(source).exists()):
         source = Path(source).resolve().name  # where a folder stands is nobody's business
     return {
         "tasks": json.dumps(tasks, ensure_ascii=False),
@@ -229,46 +207,36 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
 
 
 def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any]:
-    """An image processor in words that need no transformers.
-
-    Returns:
-        `resize`: `{"height", "width"}`, or `{"shortest_edge"}`, where the other edge keeps the ratio, rounded down;
-        `resample`: the filter, as Pillow names it; `crop`: `{"height", "width"}` of the centre, the size that the
-        model takes; `rescale_factor`, `mean`, `std`: pixels are multiplied by the first, then lose `mean`, then are
-        divided by `std`, both three numbers.
+    """An image processor in words that need no transformers: `resize`, `{"height", "width"}` or `{"shortest_edge"}`,
+    where the other edge keeps the ratio, rounded down; `resample`, the filter as Pillow names it; `crop`, `{"height",
+    "width"}` of the centre, the size that the model takes; `rescale_factor`, `mean` and `std`.
 
     Raises:
         UserError: if pixels made after these words are not those of the image processor.
     """
     processor: Any = image_processor
-    size: Any = getattr(processor, "size", None) or {}
+    size = dict(processor.size)
     edge, crop_pct = size.get("shortest_edge"), getattr(processor, "crop_pct", None)
     resize = {"shortest_edge": edge} if edge else {name: size.get(name) for name in ("height", "width")}
     if edge and crop_pct:  # ConvNeXt's: a margin is cropped off small pictures, large ones are squeezed
         resize = {"shortest_edge": int(edge / crop_pct)} if edge < 384 else {"height": edge, "width": edge}
     factor, *mean_std = PixelNormalizer(image_processor).settings()
+    description: dict[str, Any] = {"resize": resize, "resample": Image.Resampling(processor.resample).name}
+    description |= {"rescale_factor": factor, "mean": mean_std[:3], "std": mean_std[3:]}
     noise = np.random.default_rng(0)  # in which a shift or another filter shows at once
     try:
-        resample = Image.Resampling(getattr(processor, "resample", None) or Image.Resampling.BILINEAR).name
-        probes = [
-            Image.fromarray(noise.integers(0, 256, (*sides, 3), dtype=np.uint8)) for sides in ((97, 61), (403, 640))
-        ]
-        made = [np.asarray(processor(probe, return_tensors="pt")["pixel_values"][0]) for probe in probes]
-        crop = dict(zip(("height", "width"), made[0].shape[1:], strict=True))
-        description = {"resize": resize, "resample": resample, "crop": crop, "rescale_factor": factor}
-        description |= {"mean": mean_std[:3], "std": mean_std[3:]}
-        levels = [
-            np.abs(preprocess(description, probe) - pixels) * np.reshape(mean_std[3:], (3, 1, 1)) / factor
-            for probe, pixels in zip(probes, made, strict=True)
-        ]
-        is_described = max(difference.max() for difference in levels) <= MAX_LEVELS
-    except (ValueError, TypeError):  # another shape, a size of other names, a filter that Pillow does not know
-        is_described = False
-    if not is_described:
+        for sides in ((97, 61), (403, 640)):
+            probe = Image.fromarray(noise.integers(0, 256, (*sides, 3), dtype=np.uint8))
+            expected = np.asarray(processor(probe, return_tensors="pt")["pixel_values"][0])  # (3, H, W)
+            description.setdefault("crop", dict(zip(("height", "width"), expected.shape[1:], strict=True)))
+            levels = (preprocess(description, probe) - expected) * np.reshape(mean_std[3:], (3, 1, 1)) / factor
+            if np.abs(levels).max() > MAX_LEVELS:
+                raise ValueError("other pixels")
+    except (ValueError, TypeError) as error:  # another shape, or a size of other names
         raise UserError(
             f"{type(image_processor).__name__} does more or less than to resize, crop the centre, rescale and "
             "normalise, which the file's metadata could not say: export a model with another image processor."
-        )
+        ) from error
     return description
 
 
@@ -287,16 +255,6 @@ def preprocess(description: dict[str, Any], picture: Image.Image) -> np.ndarray:
 
 
 # ---- files ----
-
-
-def _checked(path: Path, weights: str, module: Probabilities, batches: Sequence[Tensor]) -> ExportedFile:
-    comparison = compare_onnx(path, module, batches)
-    if weights == "float32" and not comparison.difference <= MAX_DIFFERENCE:
-        raise UserError(
-            f"onnxruntime gives probabilities that differ by {comparison.difference:.2g} from torch's, of which "
-            f"{MAX_DIFFERENCE:g} is allowed, so no file was written: try other versions of torch and onnxruntime."
-        )
-    return ExportedFile(path, weights, sum(file.stat().st_size for file in _with_data(path)), comparison)
 
 
 def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, metadata: dict[str, str]) -> bool:
@@ -328,7 +286,7 @@ def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, meta
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata)
     is_large = sum(value.const_value.nbytes for value in graph.initializers.values()) > MAX_WEIGHTS
-    import_module("onnx_ir").save(program.model, path, external_data=f"{path.name}.data" if is_large else None)
+    import_module("onnx_ir").save(program.model, path, external_data=_data_of(path).name if is_large else None)
     return is_large
 
 
@@ -349,27 +307,25 @@ def _write_int8(path: Path, smaller: Path, is_large: bool) -> None:
 
 def _take_name(written: Path, folder: Path) -> Path:
     path = folder / written.name
-    data = path.with_name(f"{path.name}.data")
-    if data.exists() or len(_with_data(written)) > 1:
+    if _data_of(written).exists():
         path.unlink(missing_ok=True)  # rather no file for a moment than one with another one's weights
-        data.unlink(missing_ok=True)
-    for file in reversed(_with_data(written)):  # the weights first
-        file.replace(folder / file.name)
-    return path
+        _data_of(written).replace(_data_of(path))
+    else:
+        _data_of(path).unlink(missing_ok=True)
+    return written.replace(path)
 
 
-def _with_data(path: Path) -> list[Path]:
-    return [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
+def _data_of(path: Path) -> Path:
+    """The second file, for weights of more than one can hold."""
+    return path.with_name(f"{path.name}.data")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter and the quantiser speak of their own affairs."""
-    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(logging.NOTSET)

@@ -20,22 +20,23 @@ import threading
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gradio as gr
 from PIL import Image
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from torch import Tensor
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from ..data.demo import paint_artwork
 from ..errors import as_user_error
 from ..model.museum_label import describe, listed
-from ..model.pictures import BadPictureError, read_picture
+from ..model.pictures import read_picture
 from ..model.pipeline_artgraph_vit import ArtGraphPipeline
 from ..model.tasks import Task
 from .attention import attention_map, overlay
+from .search import EmbeddingIndex
 
 MAX_UPLOAD = "20mb"
 SHOWN_SIDE = 800  # pixels of the longer side of the heat map
@@ -59,6 +60,7 @@ CLOSED = re.compile(
 UPLOAD = "/gradio_api/upload"
 MAX_EVENT = 1_000_000  # bytes
 TITLE = "What is in a painting?"
+NO_EVENT = "This is no event of the page."
 NONE = "None is above its threshold."
 DROP = "Drop a picture, or choose one of the examples: the labels appear here."
 WHERE = (
@@ -79,26 +81,20 @@ CSS = """
 .task .score {flex: none; font-variant-numeric: tabular-nums; color: var(--body-text-color); opacity: .72}
 .task .bar {height: .35rem; border-radius: .2rem; background: var(--border-color-primary); overflow: hidden}
 .task .bar i {display: block; height: 100%; background: var(--color-accent)}
-.task .means, .task .none, .hint {color: var(--body-text-color); opacity: .72; font-size: .85rem; margin: 0}
+.hint {color: var(--body-text-color); opacity: .72; font-size: .85rem; margin: 0}
 #picture img {width: 100%; height: 100%; object-fit: contain}
 #heat img {max-height: 30rem; margin: auto}
 .nearest {display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .8rem}
 .nearest figure {margin: 0; min-width: 0}
-.nearest img, .nearest .blank {width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .3rem;
+.nearest img {width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .3rem;
   background: var(--background-fill-secondary)}
 .nearest figcaption {font-size: .8rem; overflow-wrap: anywhere}
 """
 
 
-class Index(Protocol):
-    """What the page asks of an index of artworks: see [`EmbeddingIndex`]."""
-
-    def nearest(self, vector: Tensor, k: int) -> Sequence[Mapping[str, Any]]: ...
-
-
 def serve(
     pipe: ArtGraphPipeline,
-    index: Index | None = None,
+    index: EmbeddingIndex | None = None,
     examples: Sequence[Path] | None = None,
     host: str | None = None,
     port: int | None = None,
@@ -155,39 +151,23 @@ def launch(page: gr.Blocks, host: str | None = None, port: int | None = None) ->
     )
 
 
-class Guard:
+class Guard(BaseHTTPMiddleware):
     """What a visitor's browser may ask of gradio: closes routes that the page does not need, refuses events that give
     an address in the place of an uploaded file, which gradio would fetch, and tells the browser to load nothing from
-    elsewhere.
+    elsewhere."""
 
-    Args:
-        app: the ASGI application behind it.
-    """
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
-            await send(message)
-
-        refusal = None
-        if scope["type"] == "http" and CLOSED.match(scope["path"]):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        path, refusal = request.scope["path"], None
+        if CLOSED.match(path):
             refusal = "This route is closed."
-        elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != UPLOAD:
-            message = {"more_body": True}
-            body = b""
-            while message.get("more_body") and len(body) <= MAX_EVENT:
-                message = await receive()
-                body += message.get("body", b"")
-            refusal = why_refused(body)
-            receive = _first({"type": "http.request", "body": body}, receive)
+        elif request.method == "POST" and path != UPLOAD:
+            size = int(request.headers.get("content-length", MAX_EVENT + 1))
+            refusal = why_refused(await request.body()) if size <= MAX_EVENT else NO_EVENT
         if refusal is not None:
-            await PlainTextResponse(refusal, 403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send_with_policy)
+            return PlainTextResponse(refusal, 403)
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
 
 
 def why_refused(event: bytes) -> str | None:
@@ -195,9 +175,7 @@ def why_refused(event: bytes) -> str | None:
     try:
         content = json.loads(event or b"null")
     except (ValueError, RecursionError):
-        content = event
-    if len(event) > MAX_EVENT or isinstance(content, bytes):
-        return "This is no event of the page."
+        return NO_EVENT
     return "A picture is uploaded: nothing is fetched from an address." if _has_address(content) else None
 
 
@@ -205,16 +183,6 @@ def _has_address(content: Any) -> bool:
     if isinstance(content, dict):
         return bool(ADDRESS.match(str(content.get("path")))) or any(map(_has_address, content.values()))
     return isinstance(content, list) and any(map(_has_address, content))
-
-
-def _first(message: dict[str, Any], receive: Any) -> Any:
-    """Receives a message once more, and then what comes after it."""
-    remaining = [message]
-
-    async def receive_again() -> Any:
-        return remaining.pop() if remaining else await receive()
-
-    return receive_again
 
 
 def paint_examples(folder: Path) -> list[Path]:
@@ -225,15 +193,17 @@ def paint_examples(folder: Path) -> list[Path]:
     return paths
 
 
-def build_page(pipe: ArtGraphPipeline, index: Index | None = None, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Lays out the page; [`launch`] starts it.
-
-    Args:
-        pipe, index, examples: as of [`serve`].
-    """
+def build_page(
+    pipe: ArtGraphPipeline, index: EmbeddingIndex | None = None, examples: Sequence[Path] = ()
+) -> gr.Blocks:
+    """Lays out the page, of what [`serve`] takes; [`launch`] starts it."""
     pipe.model.set_attn_implementation("eager")  # the faster kinds give no attentions
     tasks = pipe.model.config.tasks
-    no_map = _why_no_map(pipe)
+    no_map = ""
+    try:
+        heat_map(pipe, Image.new("RGB", (64, 64)), tasks[0].name, tasks[0].labels[0])
+    except ValueError as error:  # the model gives no attentions, or it is not known where its image processor looks
+        no_map = str(error)
 
     def answer(upload: Any) -> tuple[str, str]:
         image = uploaded_image(upload, picture.GRADIO_CACHE)
@@ -251,24 +221,17 @@ def build_page(pipe: ArtGraphPipeline, index: Index | None = None, examples: Seq
         image = uploaded_image(upload, picture.GRADIO_CACHE)
         try:
             labels = [entry["label"] for entry in pipe(image, tasks=task)[task]] if image else []
-            label = label if label in labels else next(iter(labels), None)
-            heat = heat_map(pipe, image, task, label) if image and label is not None else None
         except ValueError:
-            return gr.Column(visible=False), gr.Dropdown(choices=[], value=None), None  # `answer` has said why
+            image, labels = None, []  # `answer` has said why
+        label = label if label in labels else next(iter(labels), None)
+        heat = heat_map(pipe, read_picture(image, SHOWN_SIDE), task, label) if image and label is not None else None
         found = gr.Dropdown(choices=labels, value=label, info=None if labels or not image else NONE)
         return gr.Column(visible=image is not None), found, heat
 
-    def look_again(upload: Any, task: str, label: str) -> Any:
-        image = uploaded_image(upload, picture.GRADIO_CACHE)
-        try:
-            return heat_map(pipe, image, task, label) if image and label else None
-        except ValueError as error:
-            gr.Warning(escape(str(error)))
-            return None
-
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
         names = [task.name for task in tasks]
-        what = f"One Vision Transformer looks at a picture once and names its {listed([*map(_spoken, names)])}."
+        spoken = listed([name.replace("_", " ") for name in names])
+        what = f"One Vision Transformer looks at a picture once and names its {spoken}."
         gr.HTML(f"<h1>{TITLE}</h1>{hint(what)}")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -298,7 +261,7 @@ def build_page(pipe: ArtGraphPipeline, index: Index | None = None, examples: Seq
         if not no_map:
             answered.then(look, [picture, task], [where, label, heat], **raw)
             task.input(look, [picture, task], [where, label, heat], **raw)
-            label.input(look_again, [picture, task, label], [heat], **raw)
+            label.input(look, [picture, task, label], [where, label, heat], **raw)
     return page
 
 
@@ -318,46 +281,21 @@ def uploaded_image(upload: Any, folder: str) -> dict[str, Any] | None:
     return {"path": str(path), "bytes": None}
 
 
-def heat_map(pipe: ArtGraphPipeline, image: Mapping[str, Any], task: str, label: str) -> Image.Image:
+def heat_map(pipe: ArtGraphPipeline, picture: Image.Image, task: str, label: str) -> Image.Image:
     """Where the model looks for a label, laid over the picture.
 
     Raises:
-        ValueError: if the picture cannot be read, there is no such label, or the model gives no map.
+        ValueError: if there is no such label, or the model gives no map.
     """
-    heat = _heat(pipe, image, task, label)  # (h, w)
-    try:
-        shown = read_picture(image, at_least=SHOWN_SIDE)
-    except BadPictureError as error:
-        raise ValueError(f"The picture cannot be read: {error.reason}.") from error
-    scale = SHOWN_SIDE / max(shown.size)
-    shown = shown.resize([max(1, round(side * scale)) for side in shown.size], Image.Resampling.BICUBIC)
+    model: Any = pipe.model
+    pixel_values = pipe.preprocess(picture)["pixel_values"].to(model.device, model.backbone.dtype)  # (1, 3, H, W)
+    heat = attention_map(model, pixel_values, task, label)  # (h, w)
+    scale = SHOWN_SIDE / max(picture.size)
+    shown = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
     return overlay(shown, heat, pipe.image_processor)
 
 
-def _heat(pipe: ArtGraphPipeline, image: Any, task: str, label: str) -> Tensor:
-    model: Any = pipe.model
-    prepared = pipe.preprocess(image)  # as for the labels, so that it is the map of what they were made of
-    if prepared["error"] is not None:
-        raise ValueError(f"The picture cannot be read: {prepared['error']}.")
-    pixel_values = prepared["pixel_values"].to(model.device, model.backbone.dtype)  # (1, 3, H, W)
-    return attention_map(model, pixel_values, task, label)
-
-
-def _why_no_map(pipe: ArtGraphPipeline) -> str:
-    """What is wrong with the model's attentions, or with where its image processor looks."""
-    task, blank = pipe.model.config.tasks[0], Image.new("RGB", (64, 64))
-    try:
-        overlay(blank, _heat(pipe, blank, task.name, task.labels[0]), pipe.image_processor)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 # ---- HTML ----
-
-
-def _spoken(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def hint(text: str) -> str:
@@ -367,42 +305,37 @@ def hint(text: str) -> str:
 
 def answer_html(answer: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[Task]) -> str:
     """The sentence of an answer, as [`ArtGraphPipeline`] returns it for one picture, and a ranked list a task."""
-    lists = "".join(_task_html(task, answer[task.name]) for task in tasks)
+    lists = ""
+    for task in tasks:
+        kind = "any of them" if task.is_multi_label else "one of them"
+        entries = "".join(map(_entry_html, answer[task.name]))
+        body = f"<ol>{entries}</ol>" if entries else hint(NONE)
+        name = escape(task.name.replace("_", " "))
+        lists += f'<section class="task"><h3>{name} <small>{kind}</small></h3>{body}</section>'
     return f'<p class="sentence">{escape(describe(answer))}</p><div class="lists">{lists}</div>'
-
-
-def _task_html(task: Task, entries: Sequence[Mapping[str, Any]]) -> str:
-    kind = "any of them" if task.is_multi_label else "one of them"
-    body = f"<ol>{''.join(map(_entry_html, entries))}</ol>" if entries else f'<p class="none">{NONE}</p>'
-    return f'<section class="task"><h3>{escape(_spoken(task.name))} <small>{kind}</small></h3>{body}</section>'
 
 
 def _entry_html(entry: Mapping[str, Any]) -> str:
     percent = 100 * entry["score"]
     score = "&lt; 1 %" if percent < 0.5 else f"{percent:.0f} %"
-    means = f'<p class="means">{escape(entry["means"])}</p>' if entry.get("means") else ""
     return (
         f'<li><div class="line"><span class="label">{escape(entry["label"])}</span>'
         f'<span class="score">{score}</span></div>'
-        f'<div class="bar"><i style="width: {percent:.1f}%"></i></div>{means}</li>'
+        f'<div class="bar"><i style="width: {percent:.1f}%"></i></div>'
+        f"{hint(entry['means']) if entry.get('means') else ''}</li>"
     )
 
 
 def nearest_html(artworks: Sequence[Mapping[str, Any]]) -> str:
     """The nearest artworks, as [`EmbeddingIndex.nearest`] returns them, with their pictures."""
-    figures = "".join(
-        f"<figure>{_thumbnail_html(artwork['thumbnail'])}<figcaption>{escape(str(artwork['name']))}<br>"
-        f"similarity {artwork['score']:.2f}</figcaption></figure>"
-        for artwork in artworks
-    )
+    figures = ""
+    for artwork in artworks:
+        picture = artwork["thumbnail"]
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=85)
+        figures += (
+            f'<figure><img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+            f"<figcaption>{escape(str(artwork['name']))}<br>similarity {artwork['score']:.2f}</figcaption></figure>"
+        )
     return f'<h3>The nearest artworks</h3><div class="nearest">{figures}</div>'
-
-
-def _thumbnail_html(picture: Image.Image | None) -> str:
-    if picture is None:
-        return '<div class="blank"></div>'
-    picture = picture.convert("RGB")
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

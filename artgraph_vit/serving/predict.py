@@ -16,7 +16,7 @@ from functools import cached_property
 from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -30,7 +30,7 @@ from transformers import BaseImageProcessor
 from ..data.batches import PictureTransform, PixelNormalizer, exact_mark
 from ..data.decoding import Batch, Unreadable, process_pictures
 from ..errors import UserError
-from ..files import atomic_write, folder_lock, writing
+from ..files import atomic_write, folder_lock
 from ..model.pictures import read_picture
 from ..model.pipeline_artgraph_vit import RESERVED, ArtGraphPipeline, ranked_labels
 from ..model.tasks import THRESHOLD
@@ -68,19 +68,16 @@ def predict_pictures(
     scores, as [`ArtGraphPipeline`] gives them; and with `embeddings` a vector and a thumbnail.
 
     Args:
-        pipe ([`ArtGraphPipeline`]).
-        pictures ([`Pictures`]).
         folder (`Path`): empty, or left by a run with the same model, pictures and options, which goes on.
         transform ([`PictureTransform`]): of the model's image processor.
         top_k (`int`, *optional*, defaults to 5): labels of a single-label task.
         threshold (`float`, *optional*): of multi-label tasks, in place of the model's own.
         embeddings (`bool`, *optional*, defaults to `False`): add what search needs.
         bf16 (`bool`, *optional*, defaults to `False`): autocast to bfloat16.
-        batch_size (`int`, *optional*, defaults to 32).
         num_workers (`int`, *optional*, defaults to 0): processes that decode.
         shard_rows (`int`, *optional*, defaults to 1000): pictures a shard.
         process_index, num_processes (`int`, *optional*): which of how many processes this is.
-        progress (`bool`, *optional*, defaults to `True`): show a progress bar over this process's part.
+        progress (`bool`, *optional*, defaults to `True`): show a progress bar over all pictures.
 
     Returns:
         The report; None if other processes have not written all their shards yet, of which the last writes it.
@@ -96,46 +93,34 @@ def predict_pictures(
     }
     predictor = _Predictor(pipe, PixelNormalizer(transform.image_processor), top_k, threshold, embeddings, bf16)
 
+    seen = 0
+
     def path(shard: int) -> Path:
         return folder / "data" / f"part-{shard:06d}.parquet"
-
-    def is_missing(shard: int) -> bool:
-        return shard % num_processes == process_index and not path(shard).is_file()
-
-    seen = 0
 
     def batches() -> Iterator[Batch]:
         """Of the shards to write; no batch holds pictures of two."""
         nonlocal seen
         for shard, stretch in groupby(pictures, key=lambda picture: picture.number // shard_rows):
-            if is_missing(shard):
-                while batch := list(islice(stretch, batch_size)):
+            is_missing = shard % num_processes == process_index and not path(shard).is_file()
+            while batch := list(islice(stretch, batch_size)):
+                seen += len(batch)
+                if is_missing:
                     yield batch
-                    seen += len(batch)
-            else:
-                seen += sum(1 for _ in stretch)
 
     with folder_lock(folder / ".locks" / str(process_index), folder):
         _begin(folder, plan, process_index)
-        missing = None
-        if pictures.count is not None:
-            shards = [shard for shard in range(math.ceil(pictures.count / shard_rows)) if is_missing(shard)]
-            missing = sum(min(shard_rows, pictures.count - shard * shard_rows) for shard in shards)
-        part = f", part {process_index + 1} of {num_processes}" if num_processes > 1 else ""
-        with tqdm(desc=f"Predicting{part}", unit="picture", disable=not progress, total=missing) as bar:
+        with tqdm(desc="Predicting", unit="picture", disable=not progress, total=pictures.count) as bar:
             decoded = process_pictures(batches(), PictureDecoder(transform, embeddings), num_workers)
             for shard, group in groupby(decoded, key=lambda pair: pair[0][0].number // shard_rows):
                 rows = []
                 for batch, results in group:
                     rows += predictor(batch, results)
-                    bar.update(len(batch))
+                    bar.update(batch[-1].number + 1 - bar.n)  # those of other processes and earlier runs too
                 with atomic_write(path(shard), process_index) as unfinished:
                     Dataset.from_list(rows, features=predictor.features).to_parquet(unfinished)
-        if pictures.is_counted and pictures.count != seen:
-            raise UserError(f"The source has {seen} pictures, not {pictures.count}: it has changed, start anew.")
-        return _finish(
-            folder, [path(shard) for shard in range(math.ceil(seen / shard_rows))], seen, plan, process_index
-        )
+        shards = [path(shard) for shard in range(math.ceil(seen / shard_rows))]
+        return _report(folder, shards, seen, plan, process_index) if all(map(Path.is_file, shards)) else None
 
 
 def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
@@ -158,8 +143,7 @@ def model_digest(model: Any, image_processor: BaseImageProcessor) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class DecodedPicture:
+class DecodedPicture(NamedTuple):
     """`pixels`, uint8 `(3, H, W)`, and a thumbnail (a JPEG) if asked for."""
 
     pixels: np.ndarray
@@ -175,15 +159,13 @@ class PictureDecoder:
 
     def __call__(self, image: Mapping[str, Any]) -> DecodedPicture:
         pixels = self.transform.pixels(image).numpy()
-        return DecodedPicture(pixels, _thumbnail(image) if self.with_thumbnails else None)
-
-
-def _thumbnail(image: Mapping[str, Any]) -> bytes:
-    picture = read_picture(image, at_least=THUMBNAIL)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BICUBIC)
-    file = BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return file.getvalue()
+        if not self.with_thumbnails:
+            return DecodedPicture(pixels)
+        picture = read_picture(image, at_least=THUMBNAIL)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BICUBIC)
+        file = BytesIO()
+        picture.save(file, "JPEG", quality=85)
+        return DecodedPicture(pixels, file.getvalue())
 
 
 @dataclass
@@ -216,10 +198,10 @@ class _Predictor:
         rows: list[dict[str, Any]] = [{**nothing, "index": picture.number, "name": picture.name} for picture in batch]
         good = []
         for row, result in zip(rows, results, strict=True):
-            if isinstance(result, Unreadable):
-                row["error"] = result.reason
-            else:
+            if isinstance(result, DecodedPicture):
                 good.append((row, result))
+            else:
+                row["error"] = result.reason
         if not good:
             return rows
         model: Any = self.pipe.model
@@ -241,16 +223,14 @@ class _Predictor:
 
 def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
     """Writes the plan, or checks that it is this one; processes that begin together write the same."""
-    with writing(folder):
-        (folder / "data").mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
     if not path.is_file():
         ours = ("data", ".locks", PLAN, f"{PLAN}.")
-        others = [child for child in folder.iterdir() if not child.name.startswith(ours)]
-        if others or any((folder / "data").iterdir()):
+        if any(not child.name.startswith(ours) for child in folder.iterdir()) or any(folder.glob("data/*")):
             raise UserError(f"{folder} is not empty and no predictions were begun there: choose another folder.")
         with atomic_write(path, process_index) as part:
             part.write_text(json.dumps(plan), encoding="utf-8")
+            (folder / "data").mkdir(exist_ok=True)
     found = json.loads(path.read_text(encoding="utf-8"))
     if found != plan:
         changed = ", ".join(name for name in plan if found.get(name) != plan[name])
@@ -260,11 +240,9 @@ def _begin(folder: Path, plan: dict[str, Any], process_index: int) -> None:
         )
 
 
-def _finish(
+def _report(
     folder: Path, shards: Sequence[Path], pictures: int, plan: dict[str, Any], process_index: int
-) -> dict[str, Any] | None:
-    if not all(path.is_file() for path in shards):
-        return None
+) -> dict[str, Any]:
     bad = []
     for path in shards:
         rows = pq.read_table(path, columns=["name", "error"]).to_pylist()

@@ -34,8 +34,7 @@ class EmbeddingIndex:
 
         Args:
             folder (`str` or `Path`): written by `scripts/predict.py --embeddings`.
-            pipe ([`ArtGraphPipeline`]): of the model that made them, since vectors of two models have nothing to do
-                with each other.
+            pipe ([`ArtGraphPipeline`]): of the model that made them; vectors of two models cannot be compared.
 
         Raises:
             UserError: if the folder holds no such predictions, or another model made them, or FAISS is missing.
@@ -51,13 +50,10 @@ class EmbeddingIndex:
             raise UserError(
                 f"The predictions in {folder} have no vectors: make them anew by scripts/predict.py --embeddings."
             )
-        processor: Any = pipe.image_processor
-        if report.get("model") != model_digest(pipe.model, processor):
+        if report.get("model") != model_digest(pipe.model, pipe.image_processor):
             raise UserError(f"The vectors in {folder} were made by another model: search with that, or predict anew.")
         artworks: Any = Dataset.from_parquet(sorted(str(file) for file in (folder / "data").glob("*.parquet")))
         readable = [index for index, error in enumerate(artworks["error"]) if error is None]
-        if not readable:
-            raise UserError(f"No picture of {folder} could be read, so there is nothing to search.")
         artworks = artworks.select(readable)
         artworks.add_faiss_index("embedding", metric_type=faiss.METRIC_INNER_PRODUCT)
         return cls(artworks)

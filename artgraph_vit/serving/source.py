@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ class Pictures:
         rows (`list[Path]` or `IterableDataset`): the files of a folder, or undecoded rows.
         fingerprint (`str`): another one means that the pictures may be others.
         count (`int`, *optional*): how many they are, if that is known; of the Hub, what the dataset says of itself.
-        is_counted (`bool`, *optional*, defaults to `True`): `count` was counted here.
         folder (`Path`, *optional*): to which the names of files are relative.
         image_column (`str`, *optional*), name_column (`str`, *optional*): of rows.
     """
@@ -37,7 +36,6 @@ class Pictures:
     rows: list[Path] | IterableDataset
     fingerprint: str
     count: int | None = None
-    is_counted: bool = True
     folder: Path = Path()
     image_column: str = "image"
     name_column: str | None = None
@@ -50,18 +48,13 @@ class Pictures:
                 yield Picture(number, name, {"path": str(row), "bytes": None})
             else:
                 image = row[self.image_column] or {}
-                called = row[self.name_column] if self.name_column else image.get("path")
-                name = f"row {number}" if called in (None, "") else str(called)
-                yield Picture(number, name, {"path": None, "bytes": _bytes_of(image)})
-
-
-def _bytes_of(image: Mapping[str, Any]) -> bytes | None:
-    """Of a row, which is from anywhere and could name any file of this machine: only files of the Hub are read."""
-    path = image.get("path") or ""
-    if image.get("bytes") is None and path.startswith("hf://"):
-        with fsspec.open(path) as file:
-            return file.read(MAX_FILE + 1)  # one more, and it is refused as too large
-    return image.get("bytes")
+                data, path = image.get("bytes"), image.get("path") or ""
+                called = row[self.name_column] if self.name_column else path
+                # A row is from anywhere and could name any file of this machine: only files of the Hub are read.
+                if data is None and path.startswith("hf://"):
+                    with fsspec.open(path) as file:
+                        data = file.read(MAX_FILE + 1)  # one more, and it is refused as too large
+                yield Picture(number, str(called or f"row {number}"), {"path": None, "bytes": data})
 
 
 def open_pictures(
@@ -98,17 +91,16 @@ def open_pictures(
         count = getattr(splits.get(split), "num_examples", None) or None
         fingerprint = json.dumps([source, config_name, split, commit])
         rows, name_column = _undecoded(stream, source, image_column, name_column)
-        return Pictures(rows, fingerprint, count, False, image_column=image_column, name_column=name_column)
+        return Pictures(rows, fingerprint, count, image_column=image_column, name_column=name_column)
     if any(option is not None for option in (split, config_name, revision)):
         raise UserError(f"{source} is on this machine: split, dataset_config and dataset_revision are of the Hub.")
-    files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
     if files:
-        count = sum(_rows_in(file) for file in files)
+        with as_user_error(f"{source} cannot be read as parquet"):
+            count = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
         stream = load_dataset("parquet", data_files=[str(file) for file in files], streaming=True, split="train")
         rows, name_column = _undecoded(stream, source, image_column, name_column)
         return Pictures(rows, _fingerprint(files, path), count, image_column=image_column, name_column=name_column)
-    if not path.is_dir():
-        raise UserError(f"{source} is a file: give a folder of pictures or a parquet file.")
     with as_user_error(f"{source} has no parquet file and no picture"):
         files = pictures_in_folder(path)
     return Pictures(files, _fingerprint(files, path), len(files), folder=path)
@@ -127,16 +119,10 @@ def _undecoded(
     return rows.cast_column(image_column, Image(decode=False)), name_column
 
 
-def _rows_in(file: Path) -> int:
-    with as_user_error(f"{file} cannot be read as parquet"):
-        return pq.ParquetFile(file).metadata.num_rows
-
-
 def _fingerprint(files: Sequence[Path], folder: Path) -> str:
     """Of names, sizes and dates."""
     digest = hashlib.sha256()
     for file in files:
         stat = os.stat(file)
-        digest.update(os.fsencode(os.path.relpath(file, folder)) + b"\0")
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(os.path.relpath(file, folder)) + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

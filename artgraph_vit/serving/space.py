@@ -15,7 +15,6 @@ from packaging.requirements import Requirement
 from ..errors import UserError, as_user_error
 from .page import paint_examples
 
-NEEDED = ("config.json", "preprocessor_config.json")
 APP = '''"""The page of a model of artworks: artist, style, genre, tags and media."""
 
 from pathlib import Path
@@ -54,8 +53,9 @@ def write_space(model: str, out: Path) -> None:
     }
     if folder.is_dir():
         name, where = 'HERE / "model"', "in the folder `model`"
-        settings |= _license(folder)
         _copy_model(folder, out / "model")
+        card = ModelCard.load(folder / "README.md").data.to_dict() if (folder / "README.md").is_file() else {}
+        settings |= {key: card[key] for key in ("license", "license_name", "license_link") if card.get(key)}
     else:
         with as_user_error("The model is neither a folder nor called user/name, as a repository on the Hub is"):
             validate_repo_id(model)
@@ -75,21 +75,13 @@ def write_space(model: str, out: Path) -> None:
 
 def _copy_model(folder: Path, out: Path) -> None:
     """What is loaded, and the card; none of the code that travels, which the package has."""
-    weights = [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
-    missing += [] if weights else ["model.safetensors"]
-    if missing:
-        raise UserError(f"{folder} holds no model: it lacks {', '.join(missing)}.")
+    for needed in ("config.json", "preprocessor_config.json", "model*.safetensors"):
+        if not any(folder.glob(needed)):
+            raise UserError(f"{folder} holds no model: it lacks {needed}.")
     out.mkdir(parents=True)
-    for path in (*(folder / name for name in NEEDED), *weights, *folder.glob("README.md"), *folder.glob("LICENSE")):
+    names = ("config.json", "preprocessor_config.json", "model*.safetensors*", "README.md", "LICENSE")
+    for path in (path for name in names for path in folder.glob(name)):
         shutil.copy2(path, out)
-
-
-def _license(folder: Path) -> dict[str, Any]:
-    """What the model's card says of its licence."""
-    card = folder / "README.md"
-    about = ModelCard.load(card).data.to_dict() if card.is_file() else {}
-    return {name: about[name] for name in ("license", "license_name", "license_link") if about.get(name)}
 
 
 def _requirements() -> list[str]:

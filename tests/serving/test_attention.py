@@ -1,6 +1,6 @@
 """The attention map: gradients against finite differences, a case by hand, a model whose reason is known, geometry."""
 
-import threading
+import json
 
 import numpy as np
 import pytest
@@ -23,8 +23,9 @@ from transformers import (
 from transformers.models.vit import modeling_vit
 
 from artgraph_vit import ArtGraphViTConfig, ArtGraphViTForImageClassification, Task
-from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
+from artgraph_vit.model.tasks import SINGLE_LABEL
 from artgraph_vit.serving.attention import attention_gradients, attention_map, overlay, relevance_rollout, seen_box
+from tests.conftest import TINY
 
 
 @pytest.fixture
@@ -43,54 +44,15 @@ def picture(size: int = 16, seed: int = 0) -> torch.Tensor:
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_gradients_are_those_of_the_logit_when_an_attention_is_changed_from_outside(eager, monkeypatch, pooling):
-    model = eager(pooling=pooling).double()
-    pixel_values = picture().double()
-    _, gradients = attention_gradients(model, pixel_values, "genre", "portrait")
-    plain = modeling_vit.eager_attention_forward
-    step, change = 1e-3, {}  # a smaller step drowns, since ViT takes its softmax in float32 whatever the model's dtype
-
-    def changed(module, query, key, value, *args, **kwargs):
-        output, attention = plain(module, query, key, value, *args, **kwargs)
-        if module is change["module"]:
-            attention = attention.clone()
-            attention[0, change["head"], change["to"], change["from"]] += change["by"]
-            output = (attention @ value).transpose(1, 2).contiguous()
-        return output, attention
-
-    monkeypatch.setattr(modeling_vit, "eager_attention_forward", changed)
-    modules = [module for module in model.modules() if isinstance(module, modeling_vit.ViTAttention)]
-    assert len(modules) == len(gradients) == 2
-    for layer, module in enumerate(modules):
-        for head, to, source in [(0, 0, 0), (1, 0, 3), (0, 2, 4), (1, 4, 1)]:
-            logits = []
-            for by in (step, -step):
-                change.update(module=module, head=head, to=to, by=by, **{"from": source})
-                with torch.no_grad():
-                    logits.append(model(pixel_values=pixel_values).logits["genre"][0, 1].item())
-            measured = (logits[0] - logits[1]) / (2 * step)
-            assert gradients[layer][head, to, source].item() == pytest.approx(measured, rel=1e-3, abs=2e-4)
-    assert gradients[0].abs().max() > 0.05  # the tolerance is not all there is
-
-
-def test_rollout_of_one_layer_and_one_head_by_hand():
-    attention = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.0, 1.0]]])
-    gradient = torch.tensor([[[1.0, -2.0, 4.0], [0.0, 0.5, 1.0], [3.0, 3.0, -1.0]]])
-    expected = torch.tensor([[0.5, 0.0, 0.8], [0.0, 0.4, 0.1], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(relevance_rollout([attention], [gradient]), expected)
-
-
-def test_rollout_of_two_layers_and_two_heads_follows_the_paper():
-    random = torch.Generator().manual_seed(0)
-    attentions = [torch.rand(2, 4, 4, generator=random).softmax(-1) for _ in range(2)]
-    gradients = [torch.randn(2, 4, 4, generator=random) for _ in range(2)]
-    relevance = np.eye(4)
-    for attention, gradient in zip(attentions, gradients, strict=True):
-        heads = [np.maximum(a * g, 0) for a, g in zip(attention.numpy(), gradient.numpy(), strict=True)]
-        relevance = relevance + (sum(heads) / 2) @ relevance
-    found = relevance_rollout(attentions, gradients)
-    np.testing.assert_allclose(found.numpy(), relevance - np.eye(4), rtol=1e-5, atol=1e-6)
+def test_rollout_by_hand():
+    """R - 1 = C1 + C2 + C2·C1, C2 being the mean of two heads."""
+    attentions = [torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.0, 1.0]]]), torch.ones(2, 3, 3)]
+    gradients = [torch.tensor([[[1.0, -2.0, 4.0], [0.0, 0.5, 1.0], [3.0, 3.0, -1.0]]]), -torch.ones(2, 3, 3)]
+    gradients[1][0, 0, 1], gradients[1][1, 2, 2] = 2, 1
+    first = torch.tensor([[0.5, 0.0, 0.8], [0.0, 0.4, 0.1], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(relevance_rollout(attentions[:1], gradients[:1]), first)
+    both = torch.tensor([[0.5, 1.4, 0.9], [0.0, 0.4, 0.1], [0.0, 0.0, 0.5]])
+    torch.testing.assert_close(relevance_rollout(attentions, gradients), both)
 
 
 @pytest.mark.parametrize(
@@ -177,26 +139,6 @@ def test_the_model_stays_as_it_was(eager):
     assert model(pixel_values=picture()).attentions is None
 
 
-def test_threads_share_a_model(eager):
-    model = eager()
-    asked = [(picture(seed=seed), label) for seed in range(4) for label in ("Tree", "sea")]
-    expected = [attention_map(model, pixel_values, "tags", label) for pixel_values, label in asked]
-    found: dict[int, list] = {}
-
-    def ask(thread: int) -> None:
-        found[thread] = [
-            attention_map(model, pixel_values, "tags", label) for _ in range(5) for pixel_values, label in asked
-        ]
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(a, b) for maps in found.values() for a, b in zip(maps, expected * 5, strict=True))
-    assert len(found) == 4
-
-
 # ---- a model whose reason is known ----
 
 
@@ -212,7 +154,7 @@ def squares(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return pixel_values, is_there.long(), place
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", pytest.param("cls_mean", marks=pytest.mark.slow)])
 def test_the_map_of_a_model_that_finds_squares_peaks_on_the_square(tiny, pooling):
     torch.manual_seed(0)
     config = ViTConfig(**{**tiny, "image_size": 32})
@@ -248,14 +190,14 @@ def test_the_map_of_a_model_that_finds_squares_peaks_on_the_square(tiny, pooling
         (SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4), "mean"),
         (ConvNextConfig(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1]), "pooler"),
         (PvtConfig(image_size=32), "mean"),
+        (Data2VecVisionConfig(**{**TINY, "image_size": 32}), "cls"),  # chooses its attention when it is built
     ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_backbone_without_such_attentions_is_refused(eager, config, pooling):
     model = eager(backbone_config=config, pooling=pooling)
-    with pytest.raises(ValueError, match=r"no attentions|hides what the heads see") as caught:
+    with pytest.raises(ValueError, match="gives no attentions"):
         attention_map(model, picture(32), "artist", "ada")
-    assert str(caught.value).count(". ") == 0
 
 
 def test_the_faster_attention_is_no_silent_substitute(build_model, tmp_path):
@@ -268,27 +210,10 @@ def test_the_faster_attention_is_no_silent_substitute(build_model, tmp_path):
     assert attention_map(loaded, picture(), "artist", "ada").max() == 1
 
 
-def test_a_backbone_that_only_says_eager_is_refused(eager, tiny):
-    model = eager(backbone_config=Data2VecVisionConfig(**tiny))  # it chooses its kind of attention when it is built
-    with pytest.raises(ValueError, match="gives no attentions"):
-        attention_map(model, picture(), "artist", "ada")
-
-
-@pytest.mark.parametrize(
-    ("change", "asked", "message"),
-    [
-        (lambda model: model.train(), {}, "call model.eval"),
-        (lambda model: model.freeze_backbone(), {}, "frozen"),
-        (lambda model: None, {"task": "century"}, "no task 'century'"),
-        (lambda model: None, {"label": "dora"}, "no label 'dora'"),
-        (lambda model: None, {"pixel_values": torch.zeros(2, 3, 16, 16)}, "give one picture"),
-    ],
-)
-def test_wrong_questions_are_refused(eager, change, asked, message):
-    model = eager()
-    change(model)
-    with pytest.raises(ValueError, match=message):
-        attention_map(model, **{"pixel_values": picture(), "task": "artist", "label": "ada", **asked})
+@pytest.mark.parametrize(("task", "label"), [("century", "ada"), ("artist", "dora")])
+def test_a_label_that_the_model_does_not_know_is_named(eager, task, label):
+    with pytest.raises(ValueError, match=f"no label '{label}' of a task '{task}'"):
+        attention_map(eager(), picture(), task, label)
 
 
 # ---- laid over the picture ----
@@ -318,13 +243,14 @@ PROCESSORS = {
 }
 
 
+def load_processor(folder, **options):
+    (folder / "preprocessor_config.json").write_text(json.dumps(options))
+    return AutoImageProcessor.from_pretrained(folder)
+
+
 @pytest.fixture(params=PROCESSORS)
 def image_processor(request, tmp_path):
-    import json
-
-    options = {"do_normalize": False, "do_rescale": False, **PROCESSORS[request.param]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(options))
-    return AutoImageProcessor.from_pretrained(tmp_path)
+    return load_processor(tmp_path, do_normalize=False, do_rescale=False, **PROCESSORS[request.param])
 
 
 @pytest.mark.parametrize("size", [(200, 120), (90, 131), (128, 128)])
@@ -366,11 +292,7 @@ def test_the_hottest_patch_lies_where_the_model_saw_it_and_the_rest_is_left_alon
 
 
 def test_a_full_heat_marks_what_was_seen_and_nothing_else(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(
-        '{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 80}, '
-        '"crop_size": {"height": 64, "width": 64}}'
-    )
-    image_processor = AutoImageProcessor.from_pretrained(tmp_path)
+    image_processor = load_processor(tmp_path, **PROCESSORS["cropped"])
     laid = np.asarray(overlay(Image.new("RGB", (200, 100), "white"), torch.ones(4, 4), image_processor))
     marked = (laid != 255).any(-1)
     assert seen_box((200, 100), image_processor) == (60, 10, 140, 90)
@@ -378,17 +300,13 @@ def test_a_full_heat_marks_what_was_seen_and_nothing_else(tmp_path):
     assert marked.sum() == 80 * 80
 
 
-def test_an_image_processor_of_another_kind_is_refused(tmp_path):
-    for options in ('"size": {"shortest_edge": 64}}', '"size": {"shortest_edge": 64, "longest_edge": 90}}'):
-        kind = "ConvNextImageProcessor" if "longest" not in options else "BitImageProcessor"
-        (tmp_path / "preprocessor_config.json").write_text(f'{{"image_processor_type": "{kind}", {options}')
-        with pytest.raises(ValueError, match="It is not known how"):
-            seen_box((20, 20), AutoImageProcessor.from_pretrained(tmp_path))
-
-
-def test_several_labels_of_a_task_may_apply(tiny):
-    """A multi-label task of one label has a map too."""
-    config = ArtGraphViTConfig(backbone_config=ViTConfig(**tiny), tasks=[Task("tags", MULTI_LABEL, ("tree",))])
-    model = ArtGraphViTForImageClassification(config).eval()
-    model.set_attn_implementation("eager")
-    assert attention_map(model, picture(), "tags", "tree").shape == (2, 2)
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("ConvNextImageProcessor", {"shortest_edge": 64}),
+        ("BitImageProcessor", {"shortest_edge": 64, "longest_edge": 90}),
+    ],
+)
+def test_an_image_processor_of_another_kind_is_refused(tmp_path, kind, size):
+    with pytest.raises(ValueError, match="It is not known how"):
+        seen_box((20, 20), load_processor(tmp_path, image_processor_type=kind, size=size))

@@ -35,7 +35,7 @@ from artgraph_vit.data.demo import paint_artwork
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 from artgraph_vit.serving import onnx as onnx_export
-from artgraph_vit.serving.onnx import compare_onnx, describe_preprocessing, export_onnx, preprocess
+from artgraph_vit.serving.onnx import describe_preprocessing, export_onnx, preprocess
 
 ROOT = Path(__file__).parents[2]
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -136,7 +136,7 @@ def test_a_file_gives_what_torch_gives_at_any_batch_size(exported):
     file, model = exported
     assert_same(file.path, model)
     assert file.size == file.path.stat().st_size
-    assert file.comparison.pictures == 4
+    assert file.pictures == 4
 
     session = onnxruntime.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
     assert [(given.name, given.shape) for given in session.get_inputs()] == [("pixel_values", ["batch", 3, 16, 16])]
@@ -174,10 +174,6 @@ def test_the_metadata_says_all_that_is_needed(exported):
         assert str(path).encode() not in file.path.read_bytes()
 
 
-def test_a_threshold_that_is_not_stored_is_a_half(build_model):
-    assert json.loads(onnx_export.make_metadata(build_model(), processor())["tasks"])[-1]["threshold"] == 0.5
-
-
 @pytest.mark.parametrize(
     "name", ["siglip", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES if name != "siglip")]
 )
@@ -195,10 +191,7 @@ def test_int8_is_smaller_and_its_agreement_is_counted(wide, tmp_path):
     # A model in bfloat16 is exported as the float32 it stands for.
     files = export_onnx(wide.bfloat16(), processor(), tmp_path / "model.onnx", batches, int8=True)
     wide.float()
-    assert [(file.path.name, file.weights) for file in files] == [
-        ("model.onnx", "float32"),
-        ("model-int8.onnx", "int8"),
-    ]
+    assert [file.path.name for file in files] == ["model.onnx", "model-int8.onnx"]
     assert files[1].size < 0.45 * files[0].size
     assert_same(files[0].path, wide)
     sessions = [onnxruntime.InferenceSession(str(file.path)) for file in files]
@@ -213,21 +206,14 @@ def test_int8_is_smaller_and_its_agreement_is_counted(wide, tmp_path):
             for name in ("artist", "genre"):
                 same[name] += list(given[name].argmax(1) == expected[name].argmax(1))
             same["tags"] += list(((given["tags"] > 0.5) == (expected["tags"] > 0.5)).flatten())
-        assert file.comparison.pictures == 9
-        assert file.comparison.difference == pytest.approx(max(differences), abs=1e-6)
-        assert file.comparison.agreement == pytest.approx({name: np.mean(equal) for name, equal in same.items()})
-    assert files[1].comparison.difference > 1e-4
+        assert file.pictures == 9
+        assert file.difference == pytest.approx(max(differences), abs=1e-6)
+        assert file.agreement == pytest.approx({name: np.mean(equal) for name, equal in same.items()})
+    assert files[1].difference > 1e-4
     vectors = [
         run_onnx(files[1].path, pixels)["embedding"] * run_torch(wide, pixels)["embedding"] for pixels in batches
     ]
     assert min(cosines.sum(1).min() for cosines in vectors) > 0.99  # on CPUs without VNNI too
-
-
-def test_another_model_does_not_agree(exported, build_model):
-    file, _ = exported
-    comparison = compare_onnx(file.path, build_model(seed=1), [torch.randn(64, 3, 16, 16)])
-    assert comparison.difference > 0.1
-    assert max(comparison.agreement.values()) < 1
 
 
 def test_a_file_that_differs_is_not_written(exported, build_model, tmp_path, monkeypatch):
@@ -310,13 +296,20 @@ def save_pictures(folder: Path) -> dict[str, Image.Image]:
     }
 
 
-def test_the_script_exports_and_the_example_predicts(script, build_model, tmp_path, monkeypatch, capsys):
+def test_the_script_exports_a_tuned_model_and_the_example_predicts_with_it(
+    script, build_model, tmp_path, monkeypatch, capsys
+):
     folder, path = tmp_path / "model", tmp_path / "model.onnx"
-    model = build_model(backbone_config=ViTConfig(**TRANSFORMER), thresholds={"tags": [0.1, 0.9, 0.1, 0.9, 0.1]})
-    for parameter in model.heads["tags"].parameters():
-        parameter.data *= 0.1  # scores near a half, so that the thresholds alone decide
+    tuned = {
+        "temperatures": {"genre": 40.0, "tags": 40.0},  # scores near a half, so that the thresholds alone decide
+        "thresholds": {"tags": [0.1, 0.9, 0.1, 0.9, 0.1]},
+        "pooling": "cls_mean",
+        "image_size": 24,
+    }
+    model = build_model(backbone_config=ViTConfig(**TRANSFORMER), **tuned)  # of a backbone for 16x16 pixels
+    torch.nn.init.normal_(model.backbone.embeddings.position_embeddings)  # so that interpolating wrongly shows
     model.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 19}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 27}, crop_size={"height": 24, "width": 24}).save_pretrained(folder)
     shown = save_pictures(tmp_path / "pictures")
     stale = tmp_path / "model.onnx.data"
     stale.write_bytes(b"weights of an older file")
@@ -333,7 +326,7 @@ def test_the_script_exports_and_the_example_predicts(script, build_model, tmp_pa
     assert "100.00%" in out
 
     model = ArtGraphViTForImageClassification.from_pretrained(folder).eval()
-    assert_same(path, model)
+    assert_same(path, model, side=24)
     image_processor = AutoImageProcessor.from_pretrained(folder)
     for name, picture in shown.items():
         command = [sys.executable, ROOT / "examples" / "predict_onnx.py", path]
@@ -353,49 +346,12 @@ def test_the_script_exports_and_the_example_predicts(script, build_model, tmp_pa
                 assert float(score) == pytest.approx(expected, abs=0.004), name  # a composite rounds
 
 
-def test_a_tuned_model_of_another_size_is_decided_by_the_example_as_by_torch(build_model, tmp_path):
-    tuned = {
-        "temperatures": {"genre": 40.0, "tags": 40.0},  # scores near a half, so that the thresholds alone decide
-        "thresholds": {"tags": [0.1, 0.9, 0.1, 0.9, 0.1]},
-        "pooling": "cls_mean",
-        "image_size": 24,
-    }
-    model = build_model(backbone_config=ViTConfig(**TRANSFORMER), **tuned)  # of a backbone for 16x16 pixels
-    torch.nn.init.normal_(model.backbone.embeddings.position_embeddings)  # so that interpolating wrongly shows
-    (file,) = export_onnx(model, processor(24), tmp_path / "model.onnx")
-    assert_same(file.path, model, side=24)
-    session = onnxruntime.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
-    assert session.get_inputs()[0].shape == ["batch", 3, 24, 24]
-    assert session.get_outputs()[-1].shape == ["batch", 32]  # CLS and mean
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["preprocessing"])["crop"] == {"height": 24, "width": 24}
-    assert json.loads(metadata["tasks"])[2]["threshold"] == tuned["thresholds"]["tags"]
-
-    paint_artwork(0)[0].save(tmp_path / "picture.png")
-    command = [sys.executable, ROOT / "examples" / "predict_onnx.py", file.path, tmp_path / "picture.png"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    answers = {name: found.split(", ") for name, found in (line.split(": ") for line in lines)}
-    with torch.no_grad():
-        logits = model(**processor(24)(Image.open(tmp_path / "picture.png"), return_tensors="pt")).logits
-    (labels,) = model.predict_labels(logits)
-    assert {name: [entry.rsplit(" ", 1)[0] for entry in entries] for name, entries in answers.items()} == labels
-    assert set(labels["tags"]) == {"Tree", "female-portraits", "sky"}
-    assert float(answers["genre"][0].rsplit(" ", 1)[1]) == pytest.approx(1 / 3, abs=0.1)
-
-
 def test_the_example_is_short_and_needs_little():
     text = (ROOT / "examples" / "predict_onnx.py").read_text(encoding="utf-8").split('"""')[2]
     lines = [line for line in text.splitlines() if line.strip()]
     assert len(lines) <= 20
     imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
     assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
-
-
-def test_painted_pictures_are_checked_by_default(script):
-    batches = script.make_batches(script.paint_pictures(), processor())
-    assert sum(map(len, batches)) == script.PICTURES
-    assert {len(batch) for batch in batches} == set(script.BATCH_SIZES)
-    assert batches[-1].std() > 0.1
 
 
 def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
@@ -406,8 +362,8 @@ def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
     pictures.mkdir()
     out = tmp_path / "model.onnx"
     for arguments, message in (
-        ((folder, tmp_path / "model.pt"), "let it end in .onnx"),
-        ((folder, tmp_path / "none" / "model.onnx"), "There is no folder"),
+        ((folder, tmp_path / "model.pt"), "give a name that ends in .onnx, in a folder that exists"),
+        ((folder, tmp_path / "none" / "model.onnx"), "in a folder that exists"),
         ((tmp_path / "nothing", out), "There is no folder"),
         ((folder, out, "--pictures", pictures), "holds no picture"),
     ):
@@ -425,22 +381,17 @@ def test_what_the_script_refuses(script, build_model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["embedding", "pixel_values"])
 def test_a_task_with_a_name_that_the_file_needs_is_refused(name, build_model, tmp_path):
     model = build_model(tasks=[Task(name, SINGLE_LABEL, ("a", "b"))])
-    with pytest.raises(UserError, match=f"The task '{name}' has the name of the file's"):
+    with pytest.raises(UserError, match=f"A task cannot be called '{name}'"):
         export_onnx(model, processor(), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named(name, build_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"the package {name}: install it with pip install 'artgraph_vit\[onnx\]'"):
+def test_a_missing_package_is_named(build_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'artgraph_vit\[onnx\]' \(.*onnxscript"):
         export_onnx(build_model(), processor(), tmp_path / "model.onnx")
 
 
 def test_a_place_that_cannot_be_written_is_named(build_model, tmp_path, monkeypatch):
-    (tmp_path / "model.onnx").mkdir()
-    with pytest.raises(UserError, match="is a folder"):
-        export_onnx(build_model(), processor(), tmp_path / "model.onnx")
-
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 

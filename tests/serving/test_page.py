@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -47,8 +46,9 @@ LABELS = {
 class Index:
     def nearest(self, vector, k):
         assert abs(float(vector.norm()) - 1) < 1e-5
-        found = zip((TRAP, "a print"), (0.97, 0.5), (Image.new("RGB", (300, 200), "red"), None), strict=True)
-        return [{"name": name, "score": score, "thumbnail": picture} for name, score, picture in found][:k]
+        picture = Image.new("RGB", (300, 200), "red")
+        found = ((TRAP, 0.97), ("a print", 0.5))
+        return [{"name": name, "score": score, "thumbnail": picture} for name, score in found][:k]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_picture_gives_five_lists_and_the_sentence_and_all_labels_are_text(vis
         box, whole = bar.bounding_box(), bar.evaluate("i => i.parentElement.clientWidth")
         assert box["width"] == pytest.approx(whole * score, abs=1)
     assert "another artist than the 3 that are named" in page.inner_text("#answers")
-    assert page.inner_text("#answers .none") == "None is above its threshold."
+    assert "None is above its threshold." in page.inner_text("#answers")
     assert page.locator("#answers img, #answers script, #answers iframe, #answers svg").count() == 0
     heat(page)
     page.click("#label input")
@@ -260,44 +260,24 @@ def test_bad_files_give_a_message_and_the_page_goes_on(visit, pipe, tmp_path):
 
 @pytest.mark.slow
 @in_a_browser
-def test_a_phone_is_wide_enough(visit, tmp_path):
-    page = visit(390, 844)
-    upload(page, picture_file(tmp_path))
-    heat(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    picture, answers, where = (page.locator(name).bounding_box() for name in ("#picture", "#answers", "#heat"))
-    assert picture["y"] + picture["height"] <= answers["y"]
-    assert answers["y"] + answers["height"] <= where["y"]
-    for box in (picture, answers, where):
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
-        assert box["width"] > 300
-
-
-@pytest.mark.slow
-@in_a_browser
 def test_two_visitors_at_once_get_their_own(visit, pipe, tmp_path):
     pictures = [picture_file(tmp_path, index, f"{index}.png") for index in (1, 2)]
     scores = [[f"{100 * entry['score']:.1f}%" for entry in pipe(str(picture))["artist"]] for picture in pictures]
     assert scores[0] != scores[1]
     pages = [visit(), visit()]
-    for turn in range(3):
-        for page, picture in zip(pages, pictures, strict=True):
-            upload(page, picture)
-        for page, own in zip(pages, scores, strict=True):
-            page.wait_for_selector("#answers .task")
-            bars = page.locator("#answers .task").first.locator(".bar i")
-            assert [bar.get_attribute("style").removeprefix("width: ").rstrip(";") for bar in bars.all()] == own
-        assert heat(pages[0]) != heat(pages[1])
-        if turn < 2:
-            for page in pages:
-                clear(page)
+    for page, picture in zip(pages, pictures, strict=True):
+        upload(page, picture)
+    for page, own in zip(pages, scores, strict=True):
+        page.wait_for_selector("#answers .task")
+        bars = page.locator("#answers .task").first.locator(".bar i")
+        assert [bar.get_attribute("style").removeprefix("width: ").rstrip(";") for bar in bars.all()] == own
+    assert heat(pages[0]) != heat(pages[1])
 
 
 @pytest.mark.slow
 @in_a_browser
-def test_examples_and_nearest_artworks(visit):
-    page = visit()
+def test_examples_and_nearest_artworks_on_a_phone(visit):
+    page = visit(390, 844)
     examples = page.locator("#examples img")
     assert examples.count() == 4
     examples.first.click()
@@ -306,7 +286,13 @@ def test_examples_and_nearest_artworks(visit):
     figures = page.locator("#nearest figure").all_inner_texts()
     assert figures == [f"{TRAP}\nsimilarity 0.97", "a print\nsimilarity 0.50"]
     assert page.evaluate("document.querySelector('#nearest img').naturalWidth") == 160
-    assert page.locator("#nearest img").count() == 1
+    assert page.locator("#nearest img").count() == 2
+    heat(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    picture, answers, where = (page.locator(name).bounding_box() for name in ("#picture", "#answers", "#heat"))
+    assert picture["y"] + picture["height"] <= answers["y"]
+    assert answers["y"] + answers["height"] <= where["y"]
+    assert min(box["width"] for box in (picture, answers, where)) > 300
 
 
 def test_a_model_without_a_map_says_so_in_its_place():
@@ -316,7 +302,7 @@ def test_a_model_without_a_map_says_so_in_its_place():
     page = build_page(ArtGraphPipeline(ArtGraphViTForImageClassification(config), image_processor))
     texts = [block.value for block in page.blocks.values() if getattr(block, "elem_id", None) == "no_map"]
     assert len(texts) == 1
-    assert "gives no attentions between all its tokens" in texts[0]
+    assert "gives no attentions between all its patches" in texts[0]
     assert [function.api_name for function in page.fns.values()] == ["answer"]
 
 
@@ -347,7 +333,7 @@ def test_an_event_that_gives_an_address_for_a_file_is_refused(path):
         assert "nothing is fetched" in why_refused(json.dumps({"data": data}).encode())
     assert why_refused(json.dumps({"data": [{"path": "/tmp/a.png", "url": path}, path]}).encode()) is None
     assert why_refused(b"") is None
-    assert why_refused(b"path=http://a.org") == why_refused(b" " * 1_000_001) == "This is no event of the page."
+    assert why_refused(b"path=http://a.org") == "This is no event of the page."
     assert why_refused(b"[" * 100_000) == "This is no event of the page."
 
 
@@ -385,7 +371,7 @@ def file_data(path: str, **more: object) -> dict:
     return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
 
 
-@pytest.mark.parametrize("function", ["answer", "look", "look_again"])
+@pytest.mark.parametrize("function", ["answer", "look", "look_2"])
 def test_only_uploaded_files_are_read(client, uploaded, model, function):
     assert send(client, file_data(uploaded), function)["success"]
     up = "/.." * 12
@@ -412,12 +398,14 @@ def test_no_address_is_fetched(client, uploaded):
         for given in (there, file_data(url, url=url), file_data(url, is_stream=True), {"path": url}, {"url": url}):
             assert not send(client, given)["success"], given
         # In the place of a task or a label too.
-        assert not send(client, file_data(uploaded), "look_again", (there, "other"))["success"]
-        assert not send(client, file_data(uploaded), "look_again", ("artist", there))["success"]
+        assert not send(client, file_data(uploaded), "look_2", (there, "other"))["success"]
+        assert not send(client, file_data(uploaded), "look_2", ("artist", there))["success"]
         for route in ("run/answer", "run/upload", "api/answer", "call/answer", "call/v2/answer", "upload/"):
             body = {"data": [there], "fn_index": 0, "session_hash": "a"}
             assert client.post(f"/gradio_api/{route}", json=body).status_code == 403
         assert client.post("/gradio_api/upload", json=body).status_code >= 400
+        assert client.post("/gradio_api/run/answer", content=b" " * 1_000_001).status_code == 403
+        assert client.post("/gradio_api/run/answer", content=iter([b"null"])).status_code == 403  # of unknown size
         assert "nothing is fetched" in send(client, file_data("https://example.com/a.png"))["output"]["error"]
         assert send(client, file_data(uploaded, url=url))["success"]
         for route in (f"file={url}", f"file/{url}", f"proxy={url}", f"file=%20{url}"):
@@ -514,24 +502,6 @@ def test_the_script_says_what_is_missing(run, model):
             run("app.py", model, "--port", taken.getsockname()[1])
 
 
-@pytest.mark.slow
-def test_the_script_serves_this_machine_until_ctrl_c(model, tmp_path):
-    port = free_port()
-    process, address = start([ROOT / "scripts" / "app.py", model, "--port", port], tmp_path)
-    assert address.endswith(f":{port}")
-    assert httpx.get(address).status_code == 200
-    listening = Path("/proc/net/tcp")
-    if listening.is_file():
-        bound = [
-            line.split()[1] for line in listening.read_text().splitlines() if f":{port:04X} 00000000:0000" in line
-        ]
-        assert bound == [f"0100007F:{port:04X}"]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
-
-
 def test_a_space_of_a_model_in_a_folder_holds_all_it_needs(run, model, tmp_path):
     space = tmp_path / "space"
     (model / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
@@ -562,6 +532,11 @@ def test_a_space_runs_from_its_own_files_and_deletes_what_was_uploaded(run, mode
     (tmp_path / "temporary").mkdir()
     environment = {"GRADIO_SERVER_PORT": str(free_port()), "PYTHONPATH": "", "TMPDIR": str(tmp_path / "temporary")}
     process, address = start(["whose.py"], space, **environment)
+    listening = Path("/proc/net/tcp")
+    if listening.is_file():  # to this machine alone
+        port = int(environment["GRADIO_SERVER_PORT"])
+        lines = [line.split()[1] for line in listening.read_text().splitlines() if f":{port:04X} 00000000:" in line]
+        assert lines == [f"0100007F:{port:04X}"]
     with httpx.Client(base_url=address, timeout=20) as client:
         file = (space / "examples" / "example-1.png").read_bytes()
         path = client.post("/gradio_api/upload", files={"files": ("a.png", file)}).json()[0]

@@ -14,11 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from artgraph_vit.data import PictureTransform
-from artgraph_vit.data.decoding import Picture, Unreadable, process_pictures
 from artgraph_vit.errors import UserError
 from artgraph_vit.files import folder_lock
-from artgraph_vit.serving.predict import PictureDecoder, model_digest
+from artgraph_vit.serving.predict import model_digest
 from artgraph_vit.serving.source import open_pictures
 
 from .conftest import BAD, COUNT
@@ -212,12 +210,11 @@ def test_a_row_names_no_file_of_this_machine(model_folder, picture_folder, tmp_p
         assert (row["error"], row["thumbnail"]) == ("neither bytes nor a path is stored", None)
 
 
-def test_output_in_the_source_is_refused(model_folder, picture_folder):
+def test_output_in_the_source_and_a_second_run_of_the_same_process_are_refused(
+    model_folder, picture_folder, tmp_path, monkeypatch
+):
     with pytest.raises(UserError, match="is in the source: choose a folder outside of it"):
         predict(model_folder, picture_folder, picture_folder / "out")
-
-
-def test_a_second_run_of_the_same_process_is_refused(model_folder, picture_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
@@ -232,7 +229,7 @@ def test_a_second_run_of_the_same_process_is_refused(model_folder, picture_folde
     [
         ("./nowhere", {}, "There is no './nowhere'"),
         ("empty", {}, "empty has no parquet file and no picture"),
-        ("notes.txt", {}, "is a file: give a folder of pictures or a parquet file"),
+        ("notes.txt", {}, "notes.txt has no parquet file and no picture"),
         ("empty", {"split": "test"}, "is on this machine: split"),
         ("parquet", {"image_column": "picture"}, "has no column 'picture'; its columns are name, image"),
         ("parquet", {"name_column": "title"}, "has no column 'title'; its columns are name, image"),
@@ -247,19 +244,3 @@ def test_a_wrong_source_is_one_sentence(tmp_path, parquet_folder, monkeypatch, s
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(UserError, match=message):
         open_pictures(source, **options)
-
-
-@pytest.mark.slow
-def test_processes_decode_what_one_decodes(pipe, encoded_pictures):
-    pictures = [Picture(number, "", {"bytes": data, "path": None}) for number, data in enumerate(encoded_pictures)]
-    decoder = PictureDecoder(PictureTransform(pipe.image_processor), with_thumbnails=True)
-    batches = [pictures[:30], pictures[30:]]
-    for (_, here), (_, there) in zip(
-        process_pictures(batches, decoder, 0), process_pictures(batches, decoder, 1), strict=True
-    ):
-        for one, other in zip(here, there, strict=True):
-            if isinstance(one, Unreadable):
-                assert one == other
-            else:
-                assert one.thumbnail == other.thumbnail
-                assert (one.pixels == other.pixels).all()
