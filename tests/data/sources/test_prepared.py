@@ -9,7 +9,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from artgraph_vit.data import build_vocabulary
-from artgraph_vit.data.sources.prepared import VOCABULARY, is_prepared, write_vocabulary
+from artgraph_vit.data.sources.datasets_source import VOCABULARY, is_prepared, write_vocabulary
 from artgraph_vit.data.streaming import StreamedSource
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL, Task
@@ -146,7 +146,7 @@ for name, revision in (("prepared", None), ("prepared", "v2"), ("plain", None)):
 FORGET = """
 import pathlib
 from huggingface_hub.constants import HF_HUB_CACHE
-from artgraph_vit.data.sources.prepared import kept_vocabulary
+from artgraph_vit.data.sources.datasets_source import kept_vocabulary
 kept = kept_vocabulary("tester/prepared")
 for path in pathlib.Path(HF_HUB_CACHE).rglob("vocabulary.json"):
     path.unlink()
