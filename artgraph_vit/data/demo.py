@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -36,22 +37,13 @@ RECORD = "synthetic.json"  # written last: a folder with it is complete
 
 @dataclass(frozen=True)
 class Setting:
-    """How hard the dataset is.
+    """How hard the dataset is."""
 
-    Args:
-        tail (`float`, *optional*, defaults to 1): how often a label is drawn, against the one before it.
-        wrong (`float`, *optional*, defaults to 0): the share of artists, styles and genres that are recorded wrongly.
-        forgotten (`float`, *optional*, defaults to 0): the share of things painted in that is not among the tags.
-        wear (`float`, *optional*, defaults to 0): standard deviation of the noise on the pixels, of 255; brightness
-            and contrast vary with it.
-        train, validation (`float`, *optional*, default to 0.7 and 0.15): the shares of these splits.
-    """
-
-    tail: float = 1.0
-    wrong: float = 0.0
-    forgotten: float = 0.0
-    wear: float = 0.0
-    train: float = 0.7
+    tail: float = 1.0  # how often a label is drawn, against the one before it
+    wrong: float = 0.0  # the share of artists, styles and genres that are recorded wrongly
+    forgotten: float = 0.0  # the share of things painted in that is not among the tags
+    wear: float = 0.0  # standard deviation of the noise on the pixels, of 255; brightness and contrast vary with it
+    train: float = 0.7  # the shares of these splits
     validation: float = 0.15
 
 
@@ -140,7 +132,9 @@ def paint_artwork(
     places = rng.permutation(4)
     for tag, place in zip(things, places, strict=False):
         x, y = np.array([0.27 + 0.46 * (place % 2), 0.27 + 0.46 * (place // 2)]) + rng.uniform(-0.04, 0.04, 2)
-        _paint_thing(canvas, THINGS[tag], size * x, size * y, size * rng.uniform(0.2, 0.24))
+        radius = size * rng.uniform(0.2, 0.24)
+        for shape in THINGS[tag]:
+            _paint_shape(canvas, shape, size * x, size * y, radius)
     things = things[: len(places)]
     pixels = STYLES[style](picture, hand, rng)
     pixels = GROUNDS[ground](PIGMENTS[pigment](pixels, rng), rng)
@@ -345,52 +339,46 @@ THINGS: dict[str, list[Shape]] = {
 FREQUENCIES = dict(zip(THINGS, (0.2, 0.22, 0.25, 0.2, 0.18, 0.18, 0.008, 0.22, 0.22), strict=True))
 
 
-def _paint_thing(canvas: Canvas, shapes: list[Shape], x: float, y: float, radius: float) -> None:
-    for kind, coordinates, colour, width in shapes:
-        points = (np.reshape(coordinates, (-1, 2)) * radius + (x, y)).flatten().tolist()
-        if kind == "line":
-            canvas.line(points, fill=colour, width=width)
-        elif kind == "polygon":
-            canvas.polygon(points, fill=colour)
-        else:
-            left, top, right, bottom = points
-            paint = canvas.ellipse if kind == "ellipse" else canvas.rectangle
-            paint((left - width, top, right + width, bottom), fill=colour)
+def _paint_shape(canvas: Canvas, shape: Shape, x: float, y: float, radius: float) -> None:
+    kind, coordinates, colour, width = shape
+    points = [radius * coordinate + centre for coordinate, centre in zip(coordinates, cycle((x, y)), strict=False)]
+    if kind == "line":
+        canvas.line(points, fill=colour, width=width)
+    elif kind == "polygon":
+        canvas.polygon(points, fill=colour)
+    else:
+        left, top, right, bottom = points
+        paint = canvas.ellipse if kind == "ellipse" else canvas.rectangle
+        paint((left - width, top, right + width, bottom), fill=colour)
 
 
 # ---- style: how the paint is laid ----
 
 
-def _marks(picture: Image.Image, hand: Hand, rng: Random, paper: Colour, count: int, mark: Callable) -> np.ndarray:
+def _marks(
+    picture: Image.Image, rng: Random, paper: Colour, count: int, kind: str, coordinates: Sequence[float], width: int
+) -> np.ndarray:
     """Lays the picture anew with marks, each in the colour it covers, slightly varied."""
-    size = picture.width
     laid = Image.new("RGB", picture.size, paper)
     canvas = ImageDraw.Draw(laid)
     source = np.asarray(picture).astype(int)
-    points = rng.uniform(0, size, (count, 2))
+    points = rng.uniform(0, picture.width, (count, 2))
     tones = rng.integers(-18, 19, (count, 3))
     for (x, y), tone in zip(points, tones, strict=True):
-        mark(canvas, x, y, tuple((source[int(y), int(x)] + tone).clip(0, 255)))
+        colour = tuple((source[int(y), int(x)] + tone).clip(0, 255))
+        _paint_shape(canvas, (kind, coordinates, colour, width), x, y, 1.0)
     return np.asarray(laid).astype(float)
 
 
 def _pointillism(picture: Image.Image, hand: Hand, rng: Random) -> np.ndarray:
-    r = 0.019 * picture.width * hand.size
-
-    def dot(canvas: Canvas, x: float, y: float, colour: Colour) -> None:
-        canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-
-    return _marks(picture, hand, rng, (250, 246, 235), 1500, dot)
+    radius = 0.019 * picture.width * hand.size
+    return _marks(picture, rng, (250, 246, 235), 1500, "ellipse", (-radius, -radius, radius, radius), 0)
 
 
 def _impressionism(picture: Image.Image, hand: Hand, rng: Random) -> np.ndarray:
     length = 0.06 * picture.width * hand.size
     dx, dy = length * np.cos(hand.angle), length * np.sin(hand.angle)
-
-    def stroke(canvas: Canvas, x: float, y: float, colour: Colour) -> None:
-        canvas.line((x - dx, y - dy, x + dx, y + dy), fill=colour, width=3)
-
-    return _marks(picture, hand, rng, hand.ground, 1300, stroke)
+    return _marks(picture, rng, hand.ground, 1300, "line", (-dx, -dy, dx, dy), 3)
 
 
 def _etching(picture: Image.Image, hand: Hand, rng: Random) -> np.ndarray:

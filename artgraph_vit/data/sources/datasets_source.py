@@ -73,14 +73,10 @@ def read_datasets(
     None, and only the rows of a prepared dataset know what they are called."""
     parts: dict[Any, Dataset] = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
     table = ArtworkTable("the dataset")
-    first = next(iter(parts.values()))
     for part_name, part in parts.items():
         where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
         if part_name is not None and not len(part):
             raise UserError(f"{where} is empty: fill it, or leave it out to have it cut from the train split.")
-        other = sorted(set(part.column_names) ^ set(first.column_names))
-        if other:
-            raise UserError(f"{where} and those before it do not both have {', '.join(other)}: make them alike.")
         places = [f"{where}, row {row}" for row in range(len(part))]
         table.places += places
         if len(parts) == 1 and "split" in part.column_names:
@@ -90,6 +86,8 @@ def read_datasets(
             table.splits += [split_name(value, place) for value, place in zip(values, places, strict=True)]
         else:
             table.splits += [None if part_name is None else split_name(part_name, "the dataset")] * len(part)
+    if len({tuple(sorted(part.column_names)) for part in parts.values()}) > 1:  # else filled with None
+        raise UserError("The splits of the dataset do not have the same columns: make them alike.")
     with as_user_error("The splits of the dataset cannot be joined", "give their columns the same types."):
         rows = concatenate_datasets(list(parts.values()))
     for column, feature in rows.features.items():
@@ -116,9 +114,7 @@ def _pictures(rows: Dataset, column: str) -> Dataset:
     is_path = feature in (Value("string"), Value("large_string"))
     if not isinstance(feature, Image) and not is_path:
         raise UserError(f"The column {column!r} of the dataset holds {feature}, no pictures: see image_column.")
-    pictures = rows.select_columns([column])
-    if column != "image":
-        pictures = pictures.rename_column(column, "image")
+    pictures = rows.select_columns([column]).rename_columns({column: "image"})
     if is_path:
         pictures = pictures.cast_column("image", Value("string"))
     return pictures.cast_column("image", Image(decode=False))

@@ -29,28 +29,16 @@ SPLIT_NAMES = {"train": "train", **dict.fromkeys(("val", "valid", "validation"),
 
 @dataclass
 class ArtworkTable:
-    """What a reader found, a list entry an artwork.
+    """What a reader found, a list entry an artwork; `columns` hold strings, numbers, None, or lists of these."""
 
-    Args:
-        where (`str`): how errors call the source.
-        names (`list[str]`): of the artworks; they change neither when rows move nor when their folder does.
-        places (`list[str]`): how errors call the rows, such as a file and line.
-        pictures (`list[str]` or `Dataset`): paths of files, or rows with an undecoded column `image`.
-        splits (`list[str | None]`).
-        columns (`dict[str, Sequence]`): what the source says of each artwork: a string, a number, None, or a list of
-            these.
-        lists (`set[str]`): the columns that hold lists.
-        classes (`dict[str, list[str]]`): of columns that hold indices, the names that these lead to.
-    """
-
-    where: str
-    names: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    pictures: Any = field(default_factory=list)
+    where: str  # how errors call the source
+    names: list[str] = field(default_factory=list)  # they change neither when rows move nor when their folder does
+    places: list[str] = field(default_factory=list)  # how errors call the rows, such as a file and line
+    pictures: Any = field(default_factory=list)  # paths of files, or a `Dataset` with an undecoded column `image`
     splits: list[str | None] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
-    lists: set[str] = field(default_factory=set)
-    classes: dict[str, list[str]] = field(default_factory=dict)
+    lists: set[str] = field(default_factory=set)  # the columns that hold lists
+    classes: dict[str, list[str]] = field(default_factory=dict)  # the names that indices in a column lead to
 
     def add(self, place: str, name: str, picture: str, split: str | None, cells: Mapping[str, Any]) -> None:
         """One artwork; its cells may lack columns that others have."""
