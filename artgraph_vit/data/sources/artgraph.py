@@ -153,7 +153,9 @@ def _read_artseek(folder: Path) -> Iterator[Artwork]:
     for split in SPLITS:
         path = folder / f"{split}.json"
         content = json_value(read_text(path), str(path))
-        with as_user_error(f"{path} is not as ArtSeek writes it", "export it anew.", (KeyError, TypeError)):
+        with as_user_error(
+            f"{path} is not as ArtSeek writes it", "export it anew.", (KeyError, TypeError, ValueError)
+        ):
             relationships = dict(content["relationships"])
             names = {kind: dict(content[kind]) for kind in ("artwork", *dict(RELATIONS.values())) if kind in content}
         for artwork, related in relationships.items():

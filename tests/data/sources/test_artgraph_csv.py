@@ -325,7 +325,7 @@ def test_split_files_that_are_wrong(artgraph_folder):
     folder = artgraph_folder([{"image": "a.jpg"}, {"image": "b.jpg"}], splits={"train": "a", "val": "a", "test": "a"})
     for files, message in (
         (
-            {"train": "a.jpg\nc.jpg\n", "val": "b.jpg\n"},
+            {"train": "a.jpg\nc.jpg\n", "val": "b.jpg\n", "test": "d.jpg\n"},
             r"artgraph_dataset\.csv lacks 'c\.jpg', which is in .*splits: take it out there",
         ),
         ({"train": "a.jpg\n", "val": "b.jpg\n", "test": "a.jpg"}, r"test\.txt, line 1: 'a\.jpg' is already .*'train'"),

@@ -148,7 +148,7 @@ def test_a_wrong_edge(raw_folder, edges, message):
     ("names", "message"),
     [
         (None, "There is no file .*artwork_entidx2name.csv, which gives the artwork nodes their names: export it"),
-        ([*NAMES[:2], ""], "'': there is no picture"),
+        ([*NAMES[:2], ""], "no artwork with a name has the id '2'"),
         ([*NAMES, NAMES[0]], "has 2 artworks called 'a_b_.*: a name leads to one picture"),
         ([*NAMES, "none.jpg"], "there is no picture .*none.jpg"),
         ([*NAMES, "../mapping/artwork_entidx2name.csv"], "lies outside"),
