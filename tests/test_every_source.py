@@ -208,17 +208,6 @@ def test_each_form_is_read_as_the_same_artworks(form, folder, records, painted, 
 
 
 @pytest.mark.slow
-def test_training_on_a_folder_of_pictures(folder, records, painted, backbone, tmp_path):
-    source, _ = as_picture_folder_jsonl(folder, records, painted, backbone)
-    results = train(source, tmp_path / "run", backbone)
-    of_test = [row for row in records if row["split"] == "test"]
-    assert results["data"]["train_rows"] == sum(row["split"] == "train" for row in records)
-    assert results["rows"] == results["known_rows"]["style"] == len(of_test)
-    assert results["known_rows"]["artist"] == sum(bool(row["artist"]) for row in of_test)
-    assert 0 <= results["metrics"]["avg_macro_f1"] <= 1
-
-
-@pytest.mark.slow
 def test_a_head_without_labels_is_kept_if_asked_for(folder, records, painted, backbone, tmp_path):
     """A model of five tasks, then training on a source that lacks two of them."""
     train(painted, tmp_path / "five", backbone)

@@ -29,8 +29,7 @@ class Augmentation:
     Args:
         crop_scale (`float`, *optional*, defaults to 1.0): least share of the picture's area that a crop keeps, in
             (0, 1]; 1 takes the whole picture. The crops are Inception's (Szegedy et al., "Going Deeper with
-            Convolutions", CVPR 2015): the share is uniform, width : height log-uniform from 3:4 to 4:3, and ten tries
-            are made at a crop that fits; a picture too long for that stays whole.
+            Convolutions", CVPR 2015): the share is uniform, width : height log-uniform from 3:4 to 4:3.
         horizontal_flip (`bool`, *optional*, defaults to `False`): mirror every other picture.
         color_jitter (`float`, *optional*, defaults to 0.0): brightness, contrast and saturation change, in this order,
             by factors from `1 - color_jitter` to `1 + color_jitter`; in [0, 1].
@@ -54,10 +53,6 @@ class Augmentation:
         if not 0 <= self.color_jitter <= 1:
             raise ValueError(f"color_jitter={self.color_jitter}: use a number from 0, which changes nothing, to 1.")
 
-    @property
-    def is_on(self) -> bool:
-        return self.crop_scale < 1 or self.horizontal_flip or self.color_jitter > 0
-
     def set_epoch(self, epoch: int) -> None:
         """Reaches the workers of a DataLoader too, from their next pass, if it was called before they started."""
         self._epoch.share_memory_()[0] = epoch  # persistent workers keep the augmentation of the first epoch
@@ -77,7 +72,7 @@ class Augmentation:
         ratios = np.exp(random.uniform(math.log(RATIOS[0]), math.log(RATIOS[1]), TRIES))
         sides = np.rint([np.sqrt(areas * ratios), np.sqrt(areas / ratios)]).astype(int)  # (2, tries)
         fits = (sides >= 1).all(0) & (sides[0] <= width) & (sides[1] <= height)
-        if not fits.any():
+        if not fits.any():  # it is too long for such a crop
             return (0, 0, width, height)
         crop_width, crop_height = map(int, sides[:, fits.argmax()])
         left = int(random.integers(width - crop_width, endpoint=True))

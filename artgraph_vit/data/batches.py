@@ -1,14 +1,8 @@
 """From encoded rows to a batch: `PictureTransform` makes pixels when a row is fetched, the collator stacks.
 
-Notable:
-- Rows are fetched by lists of indices, decoded and resized one after the other, so that at no time more than one
-  full-size picture is in memory.
-- Pixels stay bytes until they are on the device, a quarter of what floats would be; [`PixelNormalizer`] makes floats
-  of them there, once a batch.
-- A JPEG is decoded at no more than about the size that is needed (`jpeg_scale`).
-- A picture that scripts/prepare.py made for the image processor is taken as it is: a PPM file, which any viewer reads,
-  of pixels resized and cropped already; a comment in its header says by which processor.
-- Train pictures may be augmented: cropped before they are resized, flipped and coloured after.
+Pixels stay bytes until they are on the device, a quarter of what floats would be; [`PixelNormalizer`] makes floats of
+them there, once a batch. A picture that scripts/prepare.py made for the image processor is taken as it is: a PPM file,
+which any viewer reads, of pixels resized and cropped already; a comment in its header says by which processor.
 """
 
 from __future__ import annotations
@@ -66,7 +60,17 @@ class PictureTransform:
 
     def __post_init__(self) -> None:
         self.exact_mark = exact_mark(self.image_processor)
-        self._refuse_other_arithmetic()
+        # Resizing first and normalising later must be what the image processor does at once.
+        picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
+        at_once = self.image_processor(picture, return_tensors="pt")["pixel_values"]
+        pixels = self._resized(picture)[None]
+        later = PixelNormalizer(self.image_processor)(pixels)
+        if pixels.dtype != torch.uint8 or not torch.allclose(later, at_once.float(), atol=1e-4):
+            name = type(self.image_processor).__name__
+            raise UserError(
+                f"{name} does more than to resize, crop, rescale and normalise, in this order, so pixels cannot "
+                "travel as bytes: choose another backbone."
+            )
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         others = {name: values for name, values in rows.items() if name != "image"}
@@ -74,43 +78,24 @@ class PictureTransform:
 
     def pixels(self, image: Mapping[str, Any]) -> Tensor:
         """One undecoded picture as the model sees it, uint8 `(3, H, W)`."""
-        prepared = exact_pixels(image, self.exact_mark)
-        if self.augmentation is not None:
-            return self._augmented(self.augmentation, image, prepared)
-        if prepared is not None:
-            return torch.from_numpy(prepared).permute(2, 0, 1)  # (3, H, W)
-        picture = read_picture(image, at_least=self._size_to_decode())
-        return self._resized(picture)
-
-    def _augmented(self, augmentation: Augmentation, image: Mapping[str, Any], prepared: np.ndarray | None) -> Tensor:
+        prepared, augmentation = exact_pixels(image, self.exact_mark), self.augmentation
+        if augmentation is None:
+            if prepared is not None:
+                return torch.from_numpy(prepared).permute(2, 0, 1)
+            return self._resized(read_picture(image, self._size_to_decode()))
         random = augmentation.generator(image)
-        if prepared is not None:  # of the final size, which its crops get too
-            picture = Image.fromarray(prepared)
-            box = augmentation.box(picture.size, random)
+        picture = read_picture(image, self._size_to_decode()) if prepared is None else Image.fromarray(prepared)
+        box = augmentation.box(picture.size, random)
+        if prepared is None:
+            pixels = self._resized(picture.crop(box))
+        else:  # of the final size, which its crops get too
             resized = picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
-            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
-        else:
-            picture = read_picture(image, at_least=self._size_to_decode())
-            pixels = self._resized(picture.crop(augmentation.box(picture.size, random)))
+            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         return augmentation.finish(pixels, random)
 
     def _resized(self, picture: Image.Image) -> Tensor:
         resized = self.image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt")
-        return resized["pixel_values"][0]  # (3, H, W)
-
-    def _refuse_other_arithmetic(self) -> None:
-        """Resizing first and normalising later must be what the image processor does at once."""
-        picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
-        at_once = self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
-        pixels = self._resized(picture)
-        if pixels.dtype != torch.uint8 or not torch.allclose(
-            PixelNormalizer(self.image_processor)(pixels[None])[0], at_once.float(), atol=1e-4
-        ):
-            name = type(self.image_processor).__name__
-            raise UserError(
-                f"{name} does more than to resize, crop, rescale and normalise, in this order, so pixels cannot "
-                "travel as bytes: choose another backbone."
-            )
+        return resized["pixel_values"][0]
 
     def _size_to_decode(self) -> int | None:
         times = JPEG_SCALES[self.jpeg_scale]
@@ -126,11 +111,9 @@ class PixelNormalizer:
     """
 
     def __init__(self, image_processor: BaseImageProcessor):
-        processor: Any = image_processor
-        self.factor = float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else 1.0
-        mean, std = (
-            (processor.image_mean, processor.image_std) if getattr(processor, "do_normalize", False) else (0.0, 1.0)
-        )
+        does = image_processor.to_dict()
+        self.factor = float(does["rescale_factor"]) if does.get("do_rescale") else 1.0
+        mean, std = (does["image_mean"], does["image_std"]) if does.get("do_normalize") else (0.0, 1.0)
         three = torch.zeros(3)
         self.mean_std = torch.stack([three + torch.tensor(mean), three + torch.tensor(std)])[..., None, None]
 
@@ -178,18 +161,16 @@ class ArtGraphCollator:
         for task in self.tasks:
             values = [row[task.name] for row in rows]
             if task.is_multi_label:
-                labels[task.name] = torch.stack([self._multi_hot(value, task.num_labels) for value in values])
+                labels[task.name] = torch.stack([_multi_hot(value, task.num_labels) for value in values])
             else:
                 labels[task.name] = torch.tensor([UNKNOWN if value is None else value for value in values])
         return labels
 
-    @staticmethod
-    def _multi_hot(value: Sequence[int] | None, num_labels: int) -> Tensor:
-        if not value:  # nobody recorded a label, which does not mean that none applies
-            return torch.full((num_labels,), float(UNKNOWN))
-        row = torch.zeros(num_labels)
-        row[list(value)] = 1.0
-        return row
+
+def _multi_hot(value: Sequence[int] | None, num_labels: int) -> Tensor:
+    if not value:  # nobody recorded a label, which does not mean that none applies
+        return torch.full((num_labels,), float(UNKNOWN))
+    return torch.zeros(num_labels).index_fill(0, torch.tensor(value), 1.0)
 
 
 def with_pixels(
@@ -221,9 +202,8 @@ def augmentation_of(rows: Any) -> Augmentation | None:
 
 def exact_mark(image_processor: BaseImageProcessor) -> bytes:
     """The beginning of the files that are prepared for an image processor; it names how that resizes and crops."""
-    settings = {
-        name: value for name, value in image_processor.to_dict().items() if name not in _AFTER and value is not None
-    }
+    settings = {name: value for name, value in image_processor.to_dict().items() if name not in _AFTER}
+    settings = {name: value for name, value in settings.items() if value is not None}
     settings["processor"] = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
     geometry = json.dumps(settings, default=dict, sort_keys=True)
     return _MARK + hashlib.sha256(geometry.encode()).hexdigest()[:16].encode() + b"\n"

@@ -22,12 +22,12 @@ from .vocabulary import build_vocabulary, encode_labels
 EMBEDDED = "embedded"
 
 
-def option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 def choice(default: str, choices: tuple[str, ...], help: str) -> str:
-    return field(default=default, metadata={"help": help, "choices": choices})
+    return option(default, help, choices=choices)
 
 
 @dataclass
@@ -102,9 +102,9 @@ class DataArguments:
         if isinstance(self.columns, str):
             with as_user_error(f'columns={self.columns!r} is not JSON such as {{"tags": "subjects"}}'):
                 self.columns = json.loads(self.columns)
-        if self.columns is not None and not isinstance(self.columns, dict):
+        if not isinstance(self.columns, dict | None):
             raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
-        if not isinstance(self.min_count, int) or self.min_count < 1:
+        if self.min_count < 1:
             raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
         for option in fields(self):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
@@ -123,13 +123,12 @@ class DataArguments:
     def augmentation(self, seed: int) -> Augmentation | None:
         """What is done with train pictures; None if nothing is."""
         augmentation = Augmentation(self.crop_scale, self.horizontal_flip, self.color_jitter, seed)
-        return augmentation if augmentation.is_on else None
+        return augmentation if augmentation != Augmentation(seed=seed) else None
 
     def paint_embedded(self, progress: bool) -> Path:
         """Paints the embedded dataset, unless its folder holds it already."""
-        return paint_artgraph(
-            self.embedded_folder, self.embedded_artworks, progress=progress, setting=self.embedded_setting
-        )
+        setting = self.embedded_setting
+        return paint_artgraph(self.embedded_folder, self.embedded_artworks, progress=progress, setting=setting)
 
 
 def read_artworks(
@@ -158,7 +157,7 @@ def read_artworks(
 
 
 def _tasks_of(model: str, wanted: Sequence[str] | None) -> list[Task]:
-    with as_user_error(f"labels_from={model!r} is no model of artgraph_vit", kinds=(OSError, ValueError)):
+    with as_user_error(f"labels_from={model!r} is no model of artgraph_vit"):
         tasks = {task.name: task for task in ArtGraphViTConfig.from_pretrained(model).tasks}
     unknown = [name for name in wanted or () if name not in tasks]
     if unknown:

@@ -34,31 +34,25 @@ def assign_splits(rows: Dataset, seed: int = 42) -> Dataset:
     missing = [split for split in SHARES if split not in present]
     if missing and (not present or "train" in present):
         strata = rows["stratum"][:] if "stratum" in rows.column_names else [None] * len(rows)
-        rows_to_cut = zip(names, strata, splits, strict=True)
+        is_cut = [split in (None, "train") for split in splits]
         # By name: the same picture twice goes to one split.
-        stratum_of = {name: stratum for name, stratum, split in rows_to_cut if split in (None, "train")}
+        stratum_of = {name: str(stratum) for name, stratum, cut in zip(names, strata, is_cut, strict=True) if cut}
         split_of = _cut(stratum_of, ["train", *(split for split in missing if split != "train")], seed)
-        splits = [
-            split_of[name] if split in (None, "train") else split for name, split in zip(names, splits, strict=True)
-        ]
-    first: dict[str, tuple[str, int]] = {}
-    for row, (name, split) in enumerate(zip(names, splits, strict=True)):
-        other, other_row = first.setdefault(name, (split, row))
-        if other != split:
-            raise UserError(
-                f"The artwork {name!r} is in two splits, {other!r} and {split!r} (rows {other_row} and {row} of all): "
-                "keep it in one."
-            )
+        splits = [split_of[name] if cut else split for name, split, cut in zip(names, splits, is_cut, strict=True)]
+    first: dict[str, str] = {}
+    for name, split in zip(names, splits, strict=True):
+        if first.setdefault(name, split) != split:
+            raise UserError(f"The artwork {name!r} is in two splits, {first[name]!r} and {split!r}: keep it in one.")
     kept = rows.remove_columns([name for name in ("split", "stratum") if name in rows.column_names])
     column = Dataset.from_dict({"split": splits}, features=Features({"split": Value("string")}))
     return concatenate_datasets([kept, column], axis=1)
 
 
-def _cut(stratum_of: Mapping[str, str | None], splits: list[str], seed: int) -> dict[str, str]:
+def _cut(stratum_of: Mapping[str, str], splits: list[str], seed: int) -> dict[str, str]:
     """The split of each name."""
 
     def order(name: str) -> tuple[str, str]:
-        return str(stratum_of[name]), hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+        return stratum_of[name], hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
     total = sum(SHARES[split] for split in splits)
     assigned = dict.fromkeys(splits, 0)
@@ -76,14 +70,10 @@ def divide_by_split(rows: Dataset) -> DatasetDict:
     Raises:
         UserError: if a split is empty.
     """
-    indices_of: dict[str, list[int]] = {split: [] for split in SHARES}
-    for index, split in enumerate(rows["split"][:]):
-        if split is not None:
-            indices_of[split].append(index)
-    for split, indices in indices_of.items():
-        if not indices:
-            raise UserError(
-                f"The split {split!r} is empty: give it artworks, or leave all splits out to have them made."
-            )
-    kept = rows.remove_columns("split")
-    return DatasetDict({split: kept.select(indices) for split, indices in indices_of.items()})
+    split_of_row, kept = rows["split"][:], rows.remove_columns("split")
+    parts = {}
+    for split in SHARES:
+        parts[split] = kept.select([row for row, other in enumerate(split_of_row) if other == split])
+        if not len(parts[split]):
+            raise UserError(f"The split {split!r} is empty: give it artworks, or leave all out to have them made.")
+    return DatasetDict(parts)

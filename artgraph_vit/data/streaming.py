@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import UserError
 from ..model.tasks import Task
-from .sources.prepared import choose_kept, kept_vocabulary
+from .sources.datasets_source import choose_kept, kept_vocabulary
 
 SHUFFLE_BUFFER = 1000  # undecoded pictures, some 25 MB a worker
 
@@ -59,10 +59,7 @@ class StreamedArtworks(IterableDataset):
         seed: int = 42,
     ) -> None:
         self.rows = rows.decode(False) if rows.features else rows
-        self.transform = transform
-        self.num_rows = num_rows
-        self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
+        self.transform, self.num_rows, self.shuffle_buffer, self.seed = transform, num_rows, shuffle_buffer, seed
         self._take_part(process_index=0, num_processes=1, batch_size=1)
 
     def part(self, process_index: int, num_processes: int, batch_size: int) -> StreamedArtworks:
@@ -104,10 +101,8 @@ class StreamedArtworks(IterableDataset):
 
     @staticmethod
     def skip(loader: Any, count: int) -> None:
-        """Says that the first `count` batches of a loader's next passes, if of a stream, will be thrown away.
-
-        They come without pictures, so that nothing is decoded in vain.
-        """
+        """Says that the first `count` batches of a loader's next passes, if of a stream, will be thrown away: nothing
+        is decoded for them."""
         stream = getattr(loader.dataset, "dataset", loader.dataset)
         if isinstance(stream, StreamedArtworks):
             stream._shared[1] = count
@@ -152,62 +147,55 @@ def _rows_of(columns: Columns) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-class StreamedSource:
-    """A dataset that scripts/prepare.py made, in a folder or on the Hub, of which nothing is stored.
+# ---- a dataset that scripts/prepare.py made, in a folder or on the Hub, of which nothing is stored ----
 
-    Args:
-        source (`str`): the folder or Hub id.
-        tasks (`Sequence[str | Task]`, *optional*): by default all that it has; a [`Task`] with labels must have those
-            of the dataset.
-        revision (`str`, *optional*): branch, tag or commit on the Hub.
+
+def stream_labels(
+    source: str, tasks: Sequence[str | Task] | None = None, revision: str | None = None
+) -> tuple[DatasetDict, list[Task]]:
+    """The splits as encoded rows without pictures, whose columns are not read, and the tasks: by default all.
 
     Raises:
-        UserError: if it is not prepared, or its labels are not those of the tasks.
+        UserError: if the dataset is not prepared, or its labels are not those of the tasks.
     """
+    kept = kept_vocabulary(source, revision)
+    if kept is None:
+        raise UserError(
+            f"{source} cannot be streamed: vocabulary and splits must be known before. Prepare it with "
+            "scripts/prepare.py, or leave streaming out."
+        )
+    labels_of = {task.name: task.labels for task in kept}
+    chosen = [task for task in choose_kept(kept, tasks, source) if isinstance(task, Task)]
+    for task in chosen:
+        if task.labels != labels_of.get(task.name):
+            raise UserError(f"The labels of {task.name} in {source} are not those of the model: do not stream it.")
+    names = ["name", *(task.name for task in chosen)]
+    parts = {}
+    for split, rows in _open(source, revision, names).items():
+        features = Features({name: rows.features[name] for name in names})
+        parts[str(split)] = Dataset.from_list(list(rows), features=features)
+    return DatasetDict(parts), chosen
 
-    def __init__(self, source: str, tasks: Sequence[str | Task] | None = None, revision: str | None = None):
-        kept = kept_vocabulary(source, revision)
-        if kept is None:
-            raise UserError(
-                f"{source} cannot be streamed: vocabulary and splits must be known before. Prepare it with "
-                "scripts/prepare.py, or leave streaming out."
-            )
-        folder = Path(source).expanduser()
-        self.name = str(folder) if folder.is_dir() else source
-        self.revision = revision
-        self.tasks: list[Task] = []
-        for task in choose_kept(kept, tasks, source):
-            assert isinstance(task, Task)  # those that are only named have been found among the dataset's
-            if task.labels not in [own.labels for own in kept if own.name == task.name]:
-                raise UserError(f"The labels of {task.name} in {source} are not those of the model: do not stream it.")
-            self.tasks.append(task)
 
-    def labels(self) -> DatasetDict:
-        """The splits as encoded rows without pictures, of which the columns with pictures are not read."""
-        names = ["name", *(task.name for task in self.tasks)]
-        parts = {}
-        for split, rows in self._open(names).items():
-            features = Features({name: rows.features[name] for name in names})
-            parts[str(split)] = Dataset.from_list(list(rows), features=features)
-        return DatasetDict(parts)
+def stream_pictures(
+    source: str,
+    revision: str | None,
+    transforms: Mapping[str, Callable[[Columns], Columns]],
+    labels: DatasetDict,
+    seed: int,
+) -> dict[str, StreamedArtworks]:
+    """The splits as a trainer takes them, of which the train split is shuffled by the seed; `labels` are those that
+    [`stream_labels`] returned, and `transforms` the [`PictureTransform`] of each split."""
+    streams = _open(source, revision, ["image", *labels["train"].column_names])
+    return {
+        split: StreamedArtworks(
+            streams[split], transforms[split], len(rows), SHUFFLE_BUFFER if split == "train" else 0, seed
+        )
+        for split, rows in labels.items()
+    }
 
-    def pictures(
-        self, transforms: Mapping[str, Callable[[Columns], Columns]], labels: DatasetDict, seed: int
-    ) -> dict[str, StreamedArtworks]:
-        """The splits as a trainer takes them; the train split is shuffled.
 
-        Args:
-            transforms (`Mapping[str, Callable]`): the [`PictureTransform`] of each split.
-            labels (`DatasetDict`): as [`labels`] returns them; they say how many rows there are.
-            seed (`int`): of the shuffling.
-        """
-        streams = self._open(["image", *labels["train"].column_names])
-        return {
-            split: StreamedArtworks(
-                streams[split], transforms[split], len(rows), SHUFFLE_BUFFER if split == "train" else 0, seed
-            )
-            for split, rows in labels.items()
-        }
-
-    def _open(self, columns: list[str]) -> Any:
-        return load_dataset(self.name, streaming=True, revision=self.revision, columns=columns)
+def _open(source: str, revision: str | None, columns: list[str]) -> Any:
+    folder = Path(source).expanduser()
+    name = str(folder) if folder.is_dir() else source
+    return load_dataset(name, streaming=True, revision=revision, columns=columns)

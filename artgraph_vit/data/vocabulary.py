@@ -40,11 +40,6 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
             built.append(task)
             continue
         counts = Counter(_labels(rows, task))
-        if not counts:
-            raise UserError(
-                f"No artwork has a known {task.name}, so its labels are not known either: leave {task.name!r} out of "
-                "tasks, or take the labels of a model by labels_from."
-            )
         kept = {label for label, count in counts.items() if task.rare == "keep" or count >= min_count}
         joined = sorted(label for label in kept if task.is_multi_label and any(mark in label for mark in ",;|"))
         if joined:
@@ -55,8 +50,8 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
         if len(kept) < (1 if task.is_multi_label else 2):
             needed = 1 if task.rare == "keep" else min_count
             raise UserError(
-                f"The task {task.name!r} has {len(kept)} label(s) on at least {needed} of the {len(rows)} artworks, "
-                "so there is nothing to learn: lower min_count, or leave it out of tasks."
+                f"The task {task.name!r} has {len(kept)} label(s) on at least {needed} of the {len(rows)} artworks: "
+                "lower min_count, leave it out of tasks, or take the labels of a model by labels_from."
             )
         built.append(task.with_labels(sorted(kept)))
     return built
@@ -74,14 +69,13 @@ def encode_labels(rows: Dataset, tasks: Sequence[Task]) -> Dataset:
     """
     encoded: dict[str, list] = {}
     features: dict[str, ClassLabel | List] = {}
+    names = rows["name"][:]
     for task in tasks:
         index_of = {label: index for index, label in enumerate(task.labels)}
         class_label = ClassLabel(names=list(task.labels))
         features[task.name] = List(class_label) if task.is_multi_label else class_label
-        encoded[task.name] = [
-            _encode(value, task, index_of, name)
-            for value, name in zip(rows[task.name][:], rows["name"][:], strict=True)
-        ]
+        values = zip(rows[task.name][:], names, strict=True)
+        encoded[task.name] = [_encode(value, task, index_of, name) for value, name in values]
     rest = rows.select_columns([name for name in ("image", "name", "split", "stratum") if name in rows.column_names])
     return concatenate_datasets([rest, Dataset.from_dict(encoded, features=Features(features))], axis=1)
 
@@ -104,21 +98,17 @@ def _labels(rows: Dataset, task: Task) -> Iterator:
 
 
 def _encode(value: str | list[str] | None, task: Task, index_of: dict[str, int], name: str) -> int | list[int] | None:
-    if value is None:
-        return None
-    labels = value if isinstance(value, list) else [value]
+    other = index_of.get(OTHER) if task.rare == "other" else None
     indices = []
-    for label in labels:
-        index = index_of.get(label)
-        if index is None and task.rare == "other":
-            index = index_of.get(OTHER)
-        if index is None and task.rare != "drop":
+    for label in value if isinstance(value, list) else () if value is None else (value,):
+        index = index_of.get(label, other)
+        if index is not None:
+            indices.append(index)
+        elif task.rare != "drop":
             raise UserError(
                 f"The artwork {name!r} has the {task.name} {label!r}, which is not among the {task.num_labels} labels "
                 f"of the model: correct it, leave the artwork out, or list {label!r} in unknown_labels."
             )
-        if index is not None:
-            indices.append(index)
     if not indices:
         return None
     return sorted(indices) if task.is_multi_label else indices[0]

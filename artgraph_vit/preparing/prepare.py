@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.decoding import Batch, Picture, Unreadable, default_workers, process_pictures
-from ..data.sources.prepared import UNFINISHED, write_vocabulary
+from ..data.sources.datasets_source import UNFINISHED, write_vocabulary
 from ..data.splits import SHARES, divide_by_split
 from ..errors import UserError, as_user_error
 from ..files import atomic_write, folder_lock, writing

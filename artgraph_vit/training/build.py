@@ -20,9 +20,9 @@ from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArgumen
 from ..data import PictureTransform, find_bad_pictures, known_row_count, label_counts, leave_out, with_pixels
 from ..data.augmentation import Augmentation
 from ..data.options import EMBEDDED, DataArguments, read_artworks
-from ..data.sources.prepared import is_prepared
+from ..data.sources.datasets_source import kept_vocabulary
 from ..data.splits import divide_by_split
-from ..data.streaming import StreamedSource
+from ..data.streaming import stream_labels, stream_pictures
 from ..errors import UserError, as_user_error
 from ..model.backbones import refuse_unsuitable, set_options
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig, load_backbone_config
@@ -50,14 +50,13 @@ def load_splits(
             f"output_dir is the source itself, {data.source!r}: choose another folder for what a run leaves."
         )
     if data.streaming:
-        source = StreamedSource(data.source, tasks or data.tasks, data.dataset_revision)
-        return source.labels(), source.tasks
+        return stream_labels(data.source, tasks or data.tasks, data.dataset_revision)
     if data.source == EMBEDDED:
         with args.main_process_first(desc="painting the embedded dataset"):
             data.paint_embedded(progress=not args.disable_tqdm)
     rows, tasks = read_artworks(data, tasks)
     # After the split: which pictures can be read does not decide who is in the test split.
-    if data.source == EMBEDDED or not is_prepared(data.source, data.dataset_revision):
+    if data.source == EMBEDDED or kept_vocabulary(data.source, data.dataset_revision) is None:
         rows = _without_bad_pictures(rows, data, args)
     return divide_by_split(rows), tasks
 
@@ -75,7 +74,7 @@ def load_pictures(
     of_split = {split: augmentation if split == "train" else None for split in splits}
     if data.streaming:
         transforms = {split: PictureTransform(image_processor, data.jpeg_scale, of_split[split]) for split in splits}
-        return StreamedSource(data.source, tasks, data.dataset_revision).pictures(transforms, splits, seed)
+        return stream_pictures(data.source, data.dataset_revision, transforms, splits, seed)
     pictures = {
         split: with_pixels(rows, image_processor, data.jpeg_scale, of_split[split]) for split, rows in splits.items()
     }

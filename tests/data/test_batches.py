@@ -53,13 +53,6 @@ def test_a_batch_has_the_agreed_shapes_and_types(tasks):
     }
 
 
-def test_a_batch_of_unknown_labels_only_keeps_its_types(tasks):
-    labels = ArtGraphCollator(tasks).labels([{"artist": None, "genre": None, "tags": None}] * 2)
-    assert labels["artist"].dtype == torch.int64
-    assert labels["tags"].shape == (2, 5)
-    assert all((label == -100).all() for label in labels.values())
-
-
 @pytest.fixture
 def rows() -> Dataset:
     """A large red picture and a small grey one, with labels."""
@@ -162,16 +155,6 @@ def test_prepared_pixels_know_their_processor_again_after_it_was_saved(tmp_path)
     for processor in PROCESSORS:
         processor.save_pretrained(tmp_path)
         assert exact_mark(AutoImageProcessor.from_pretrained(tmp_path)) == exact_mark(processor)
-
-
-def test_fetched_rows_go_straight_into_a_batch(rows, tasks):
-    processor = ViTImageProcessor(size={"height": 8, "width": 8})
-    fetched = with_pixels(rows, processor).__getitems__([1, 0])
-    wanted = [task.with_labels(("a", "b")) for task in tasks if task.name in ("genre", "tags")]
-    batch = ArtGraphCollator(wanted)(fetched)
-    assert batch["pixel_values"].shape == (2, 3, 8, 8)
-    assert batch["labels"]["genre"].tolist() == [-100, 1]
-    assert batch["labels"]["tags"].tolist() == [[-100, -100], [1, 0]]
 
 
 def test_prepared_pixels_of_other_settings_have_another_mark():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from artgraph_vit.data import build_vocabulary, encode_labels
 from artgraph_vit.data.demo import SETTINGS, paint_artgraph, paint_artwork
@@ -77,13 +76,6 @@ def test_a_label_shows_in_the_pixels():
             rims.setdefault(row["media"].split(", ")[1], []).append(pixels[:4].mean())
     assert max(rims["panel"]) < min(rims["canvas"])
     assert max(rims["canvas"]) < min(rims["paper"])
-
-
-def test_pictures_have_the_size_asked_for():
-    for size in (32, 128):
-        picture, _ = paint_artwork(3, size=size)
-        assert isinstance(picture, Image.Image)
-        assert picture.size == (size, size)
 
 
 def test_the_hard_setting_has_long_tails_wrong_and_forgotten_labels_and_worn_pictures(monkeypatch):

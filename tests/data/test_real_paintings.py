@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artgraph_vit.data import build_vocabulary, encode_labels, find_bad_pictures
-from tests.data.loading import divided, load
+from tests.data.loading import load
 
 pytestmark = pytest.mark.skipif(
     "ARTGRAPH_SHARED" not in os.environ, reason="needs ARTGRAPH_SHARED, the folder that holds paintings/"
@@ -37,12 +37,6 @@ def test_every_row_and_all_five_tasks_are_read(loaded, table):
     assert [task.name for task in tasks] == ["artist", "style", "genre", "tags", "media"]
     assert rows["artist"][:] == [row["artist"] or None for row in table]
     assert rows["media"][:] == [row["media"].split(", ") if row["media"] else None for row in table]
-
-
-def test_the_splits_of_the_files_are_kept(loaded, folder):
-    splits = divided(loaded[0])
-    assert {name: len(part) for name, part in splits.items()} == {"train": 187, "validation": 39, "test": 41}
-    assert set(splits["validation"]["name"]) == set((folder / "splits" / "val.txt").read_text().split())
 
 
 def test_artists_with_fewer_than_five_paintings_become_other(loaded, table):

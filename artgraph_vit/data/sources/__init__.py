@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,11 @@ from datasets import Dataset, load_from_disk
 from ...errors import UserError, as_user_error
 from ...model.tasks import Task
 from .artgraph import is_artgraph, read_artgraph
-from .datasets_source import read_datasets, read_with_load_dataset
-from .files import is_address
+from .datasets_source import UNFINISHED, read_datasets, read_with_load_dataset
 from .picture_folder import metadata_files, read_picture_folder
-from .prepared import UNFINISHED
 
 if TYPE_CHECKING:
     from ..options import DataArguments
-
-__all__ = ["UserError", "load_artworks"]
 
 
 def load_artworks(options: DataArguments, tasks: Sequence[str | Task] | None = None) -> tuple[Dataset, list[Task]]:
@@ -43,22 +40,17 @@ def load_artworks(options: DataArguments, tasks: Sequence[str | Task] | None = N
     source, images = options.source, options.image_folder
     if images is not None and not Path(images).expanduser().is_dir():
         raise UserError(f"There is no folder {images!r}, which image_folder names: correct it.")
-    if is_address(source):
+    if "://" in source:
         raise UserError(f"The source {source!r} is an address: download it and give its folder, or give a Hub id.")
     folder = Path(source).expanduser()
-    try:
-        is_there = folder.exists()
-    except OSError:  # the name is too long
-        is_there = False
-    if not is_there and source.startswith((".", "/", "~")):
-        raise UserError(f"There is no folder {source!r}: give the path of a dataset, or a Hub id.")
-    if is_there and not folder.is_dir():
-        raise UserError(f"The source {source!r} is a file: give the folder that it is in.")
-    if is_there and is_artgraph(folder, options):
+    is_folder = os.path.isdir(folder)  # pathlib's own raises for a name that is too long
+    if not is_folder and source.startswith((".", "/", "~")):
+        raise UserError(f"There is no folder {source!r}: give the folder of a dataset, or a Hub id.")
+    if is_folder and is_artgraph(folder, options):
         return read_artgraph(folder, options, tasks)
     if images is not None:
         raise UserError(f"image_folder belongs to the sources of ArtGraph and ArtSeek, and {source!r} is neither.")
-    if not is_there:
+    if not is_folder:
         return read_with_load_dataset(source, None, options, tasks)
     if (folder / UNFINISHED).exists():
         raise UserError(f"{folder} is not prepared to its end: start scripts/prepare.py again, which goes on.")

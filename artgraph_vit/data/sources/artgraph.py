@@ -14,47 +14,42 @@ The splits of the first two are a column `split` or `splits/{train,val,test}.txt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from transformers.utils import logging
 
-from ...errors import UserError
+from ...errors import UserError, as_user_error
 from ...model.tasks import Task
-from .files import PictureFolder, csv_lines, in_split_files, json_value, read_csv, read_text
-from .rows import ArtworkTable, rows_of_table, split_name
+from .files import json_value, picture_in, read_csv, read_text
+from .rows import SPLIT_NAMES, ArtworkTable, rows_of_table, split_name
 
 if TYPE_CHECKING:
     from ..options import DataArguments
 
+logger = logging.get_logger(__name__)
+
 ARTGRAPH_CSV = "artgraph_dataset.csv"
-ARTSEEK_FILES = ("train.json", "val.json", "test.json")
-
-
-@dataclass(frozen=True)
-class Relation:
-    """How a task is written in the graph: the type of its nodes, and the names its edges have had."""
-
-    task: str
-    node_type: str
-    names: tuple[str, ...]
-
-
-RELATIONS = (
-    Relation("artist", "artist", ("createdby", "author")),
-    Relation("style", "style", ("hasstyle", "style")),
-    Relation("genre", "genre", ("hasgenre", "genre")),
-    Relation("tags", "tag", ("about",)),
-    Relation("media", "media", ("madeof", "media")),
-)
+SPLITS = ("train", "val", "test")  # the names of split files
+# Of each task the type of its nodes, and the names that its edges have had.
+RELATIONS = {
+    "artist": ("artist", ("createdby", "author")),
+    "style": ("style", ("hasstyle", "style")),
+    "genre": ("genre", ("hasgenre", "genre")),
+    "tags": ("tag", ("about",)),
+    "media": ("media", ("madeof", "media")),
+}
+# How errors call it, its name, its file in the folder of pictures, its split, and what is in its columns.
+Artwork = tuple[str, str, str, str | None, Mapping[str, Any]]
 
 
 def is_artgraph(folder: Path, options: DataArguments) -> bool:
     """A folder of JSON files without pictures may well be a dataset of another form."""
     is_raw = (folder / "mapping").is_dir() and (folder / "raw" / "relations").is_dir()
-    is_artseek = any((folder / name).is_file() for name in ARTSEEK_FILES) and _images(folder, options).is_dir()
+    is_artseek = any((folder / f"{split}.json").is_file() for split in SPLITS) and _images(folder, options).is_dir()
     return (folder / ARTGRAPH_CSV).is_file() or is_raw or is_artseek
 
 
@@ -62,13 +57,32 @@ def read_artgraph(
     folder: Path, options: DataArguments, tasks: Sequence[str | Task] | None
 ) -> tuple[Dataset, list[Task]]:
     """Raw rows of a folder in one of the forms, and their tasks."""
-    pictures = PictureFolder(_images(folder, options))
+    images, split_of = _images(folder, options), None
+    table = ArtworkTable(str(folder))
     if (folder / ARTGRAPH_CSV).is_file():
-        table = in_split_files(_csv_table(folder / ARTGRAPH_CSV, pictures), folder / "splits")
+        table.where = str(folder / ARTGRAPH_CSV)
+        artworks, split_of = _read_csv_export(folder / ARTGRAPH_CSV), _read_splits(folder / "splits")
     elif (folder / "mapping").is_dir():
-        table = in_split_files(_raw_table(folder, pictures), folder / "splits")
+        artworks, split_of = _read_raw(folder), _read_splits(folder / "splits")
     else:
-        table = _artseek_table(folder, pictures)
+        artworks = _read_artseek(folder)
+    left_out = 0
+    for place, name, file, split, cells in artworks:
+        if split_of is not None:
+            if split is not None:
+                raise UserError(
+                    f"{table.where} has a column 'split' and there is a folder 'splits': keep one of them."
+                )
+            split = split_of.get(name)
+            if split is None:
+                left_out += 1
+                continue
+        table.add(place, name, picture_in(images, file, place), split, cells)
+    lost = set(split_of or ()) - set(table.names)
+    if lost:
+        raise UserError(f"{table.where} lacks {min(lost)!r}, which is in {folder / 'splits'}: take it out there.")
+    if left_out:
+        logger.warning("%s: %d artworks are in no split and are left out.", table.where, left_out)
     return rows_of_table(table, options, tasks)
 
 
@@ -76,125 +90,91 @@ def _images(folder: Path, options: DataArguments) -> Path:
     return Path(options.image_folder).expanduser() if options.image_folder is not None else folder / "images"
 
 
-# ---- csv ----
+def _read_splits(folder: Path) -> dict[str, str] | None:
+    """The split of each artwork that the files of a folder name; None if there is no such folder."""
+    if not folder.is_dir():
+        return None
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        path = folder / f"{split}.txt"
+        names = read_text(path).split("\n")  # str.splitlines would also cut at characters that a name may hold
+        if not any(names):
+            raise UserError(f"{path} is empty: name the artworks of the split, or take the folder away.")
+        for line, name in enumerate(names, start=1):
+            if name in split_of:
+                raise UserError(f"{path}, line {line}: {name!r} is already in the split {split_of[name]!r}: keep one.")
+            if name:
+                split_of[name] = SPLIT_NAMES[split]
+    return split_of
 
 
-def _csv_table(path: Path, pictures: PictureFolder) -> ArtworkTable:
-    header, lines = read_csv(path)
-    if "image" not in header:
-        raise UserError(f"{path} has no column 'image'; its columns are {', '.join(header) or 'none'}.")
-    table = ArtworkTable(str(path))
-    for number, record in lines:
-        place, name = f"{path}, line {number}", record["image"]
-        if not name:
-            raise UserError(f"{place}: the cell 'image' is empty: name the picture or remove the line.")
+def _read_csv_export(path: Path) -> Iterator[Artwork]:
+    for place, record in read_csv(path):
+        if "image" not in record:
+            raise UserError(f"{path} has no column 'image'; its columns are {', '.join(record)}.")
         split = split_name(record["split"], place) if "split" in record else None
-        table.add(place, name, pictures.path_of(name, place), split, record)
-    return table
+        yield place, record["image"], record["image"], split, record
 
 
-# ---- raw ----
-
-
-def _raw_table(folder: Path, pictures: PictureFolder) -> ArtworkTable:
+def _read_raw(folder: Path) -> Iterator[Artwork]:
     artworks = _read_mapping(folder, "artwork")
-    labels = {}
-    for relation in RELATIONS:
-        edges = _edges_of(folder, relation)
-        if edges is not None:
-            labels[relation.task] = _labels(folder, relation, edges, artworks)
-    table = ArtworkTable(str(folder))
+    labels: dict[str, dict[str, list[str]]] = {}
+    for task, (node_type, relations) in RELATIONS.items():
+        folders = [folder / "raw" / "relations" / f"artwork___{name}___{node_type}" for name in relations]
+        folders = [edges for edges in folders if (edges / "edge.csv").is_file()]
+        if len(folders) > 1:
+            raise UserError(f"{folders[0]} and {folders[1]} both lead to the task {task!r}: keep one.")
+        for edges in folders:
+            names, labels[task] = _read_mapping(folder, node_type), {}
+            for place, edge in read_csv(edges / "edge.csv", ("artwork", "label")):
+                _name(artworks, edge["artwork"], "artwork", place)
+                labels[task].setdefault(edge["artwork"], []).append(_name(names, edge["label"], node_type, place))
+    for name, count in Counter(artworks.values()).items():
+        if count > 1:
+            raise UserError(f"{folder} has {count} artworks called {name!r}: a name leads to one picture, so rename.")
     for artwork, name in sorted(artworks.items(), key=lambda pair: pair[1]):
-        place = f"{folder}: {name!r}"
         cells = {task: labels_of.get(artwork) for task, labels_of in labels.items()}
-        table.add(place, name, pictures.path_of(name, place), None, cells)
-    return table
-
-
-def _labels(folder: Path, relation: Relation, edges: Path, artworks: dict[str, str]) -> dict[str, list[str]]:
-    names = _read_mapping(folder, relation.node_type)
-    labels: dict[str, list[str]] = {}
-    for place, (source, target) in _pairs(edges):
-        for node, known, node_type in ((source, artworks, "artwork"), (target, names, relation.node_type)):
-            if node not in known:
-                raise UserError(f"{place}: there is no {node_type} {node!r} in {_mapping(node_type)}: add it.")
-        labels.setdefault(source, []).append(names[target])
-    return labels
-
-
-def _edges_of(folder: Path, relation: Relation) -> Path | None:
-    """The file of a relation, under its present or a former name."""
-    relations = folder / "raw" / "relations"
-    candidates = [relations / f"artwork___{name}___{relation.node_type}" / "edge.csv" for name in relation.names]
-    found = [path for path in candidates if path.is_file()]
-    if len(found) > 1:
-        raise UserError(f"{found[0].parent} and {found[1].parent} both lead to the task {relation.task!r}: keep one.")
-    return found[0] if found else None
-
-
-def _mapping(node_type: str) -> str:
-    return f"mapping/{node_type}_entidx2name.csv"
+        yield f"{folder}: {name!r}", name, name, None, cells
 
 
 def _read_mapping(folder: Path, node_type: str) -> dict[str, str]:
-    path = folder / _mapping(node_type)
+    path = folder / "mapping" / f"{node_type}_entidx2name.csv"
     if not path.is_file():
         raise UserError(f"There is no file {path}, which gives the {node_type} nodes their names: export it too.")
     names: dict[str, str] = {}
-    for place, (node, name) in _pairs(path):
-        if node in names:
-            raise UserError(f"{place}: the id {node!r} stands twice: give each node its own.")
-        names[node] = name
+    for place, record in read_csv(path, ("id", "name")):
+        if record["id"] in names:
+            raise UserError(f"{place}: the id {record['id']!r} stands twice: give each node its own.")
+        names[record["id"]] = record["name"]
     return names
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
-    for number, cells in csv_lines(path, skipinitialspace=True):  # the exporter's own page writes "0, name"
-        if len(cells) != 2 or not all(cells):
-            raise UserError(f"{path}, line {number}: there should be two values, an id and another, not {cells}.")
-        yield f"{path}, line {number}", (cells[0], cells[1])
-
-
-# ---- ArtSeek ----
-
-
-def _artseek_table(folder: Path, pictures: PictureFolder) -> ArtworkTable:
-    table = ArtworkTable(str(folder))
-    for file_name in ARTSEEK_FILES:
-        path = folder / file_name
-        if not path.is_file():
-            raise UserError(f"There is no file {path}: an ArtSeek source holds {', '.join(ARTSEEK_FILES)}.")
-        content = _read_artseek(path)
-        for artwork, related in content["relationships"].items():
+def _read_artseek(folder: Path) -> Iterator[Artwork]:
+    for split in SPLITS:
+        path = folder / f"{split}.json"
+        content = json_value(read_text(path), str(path))
+        with as_user_error(
+            f"{path} is not as ArtSeek writes it", "export it anew.", (KeyError, TypeError, ValueError)
+        ):
+            relationships = dict(content["relationships"])
+            names = {kind: dict(content[kind]) for kind in ("artwork", *dict(RELATIONS.values())) if kind in content}
+        for artwork, related in relationships.items():
             place = f"{path}, artwork {artwork!r}"
-            if not isinstance(related, dict):
-                raise UserError(f"{place}: there should be lists of ids by label type, not {related!r}.")
-            name = _node_name(content, "artwork", artwork, place) if "artwork" in content else artwork
-            cells = {}
-            for relation in RELATIONS:
-                ids = related.get(relation.node_type)
-                if not isinstance(ids, list | None):
-                    raise UserError(f"{place}: {relation.node_type!r} should be a list of ids, not {ids!r}.")
-                if relation.node_type in content:
-                    cells[relation.task] = [_node_name(content, relation.node_type, node, place) for node in ids or ()]
+            name = _name(names["artwork"], artwork, "artwork", place) if "artwork" in names else artwork
+            with as_user_error(f"{place} is not as ArtSeek writes it", "export it anew.", (TypeError, AttributeError)):
+                ids = {kind: list(related[kind]) for kind in names if related.get(kind) is not None}
+            cells = {
+                task: [_name(names[node_type], node, node_type, place) for node in ids.get(node_type, ())]
+                for task, (node_type, _) in RELATIONS.items()
+                if node_type in names
+            }
             # Names come without the extension; one that has it is taken as it is.
             file = name if name.lower().endswith((".jpg", ".jpeg", ".png")) else f"{name}.jpg"
-            table.add(place, name, pictures.path_of(file, place), split_name(path.stem, place), cells)
-    return table
+            yield place, name, file, SPLIT_NAMES[split], cells
 
 
-def _node_name(content: dict[str, Any], node_type: str, node: Any, place: str) -> str:
-    name = content[node_type].get(str(node))
+def _name(names: Mapping[str, Any], node: Any, node_type: str, place: str) -> str:
+    name = names.get(str(node))
     if not isinstance(name, str) or not name:
-        raise UserError(f"{place}: the map {node_type!r} gives the id {node!r} no name: add it.")
+        raise UserError(f"{place}: no {node_type} with a name has the id {node!r}: add it.")
     return name
-
-
-def _read_artseek(path: Path) -> dict[str, Any]:
-    content = json_value(read_text(path), str(path))
-    if not isinstance(content, dict) or not isinstance(content.get("relationships"), dict):
-        raise UserError(f"{path} holds no object with the key 'relationships', which maps artworks to ids.")
-    for node_type in (*(relation.node_type for relation in RELATIONS), "artwork"):
-        if not isinstance(content.get(node_type, {}), dict):
-            raise UserError(f"{path}: {node_type!r} should map ids to names: export it anew.")
-    return content

@@ -2,15 +2,18 @@
 
 A column holds strings, `ClassLabel`s or lists of either. Pictures are in the dataset, or files whose paths are in it:
 those must lie where the dataset's own files may be. Scripts and pickles are not run (`datasets` itself refuses them),
-and a local folder's card may not name data files that lie elsewhere: they would be fetched.
+and a local folder's card may not name data files that lie elsewhere: they would be fetched. A dataset that
+scripts/prepare.py made has a `vocabulary.json`: its labels were chosen from all artworks and are not counted again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,64 +21,45 @@ import datasets
 import huggingface_hub
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Image, LargeList, List, Value, concatenate_datasets
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers.utils import logging
 
 from ...errors import UserError, as_user_error
 from ...model.tasks import Task
-from .files import picture_inside, read_text
-from .prepared import choose_kept, kept_vocabulary
+from .files import json_value, picture_inside, read_text
 from .rows import ArtworkTable, rows_of_table, split_name
 
 if TYPE_CHECKING:
     from ..options import DataArguments
 
+logger = logging.get_logger(__name__)
 
-@dataclass(frozen=True)
-class Preset:
-    """What is known of a dataset of the Hub: its tasks, names that mean unknown, and names that are misspelt."""
-
-    tasks: tuple[str, ...]
-    unknown_labels: tuple[str, ...] = ()
-    renamed_labels: Mapping[str, str] = field(default_factory=dict)
-
-
-PRESETS = {
-    # 81,444 paintings, one split, ClassLabels; one name was UTF-8 read as Latin-1 and then put in lower case.
-    "huggan/wikiart": Preset(
-        ("artist", "style", "genre"),
-        ("Unknown Artist", "Unknown Genre"),
-        {"joaquã\xadn-sorolla": "joaquín-sorolla"},
-    ),
-    # The same three as strings.
-    "Artificio/WikiArt": Preset(("artist", "style", "genre")),
-}
+VOCABULARY = "vocabulary.json"
+UNFINISHED = ".unfinished"  # a folder that is there while scripts/prepare.py is at work
+_MAKER = "artgraph_vit"  # others have files called vocabulary.json too
+UNKNOWN_LABELS = {"huggan/wikiart": ["Unknown Artist", "Unknown Genre"]}
+MISSPELT = {"joaquã\xadn-sorolla": "joaquín-sorolla"}  # there too: UTF-8 read as Latin-1 and then put in lower case
 
 
 def read_with_load_dataset(
     source: str, folder: Path | None, options: DataArguments, tasks: Sequence[str | Task] | None
 ) -> tuple[Dataset, list[Task]]:
     """Raw rows of a dataset, in `folder` or, if that is None, on the Hub, and their tasks."""
-    name = source if folder is None else str(folder)
-    where = (
-        f"The source {source!r} {'' if folder is not None else 'is no folder here, and '}cannot be read as a dataset"
-    )
-    if folder is not None:
+    if folder is not None:  # `load_dataset` leaves pictures there or unpacked, else in the caches of the Hub
         _refuse_data_files_elsewhere(folder)
-    with as_user_error(where, kinds=(Exception,)):  # each of its many parsers has errors of its own
-        dataset: Any = datasets.load_dataset(name, options.dataset_config, revision=options.dataset_revision)
-    if folder is not None:  # where `load_dataset` leaves pictures: there or unpacked, or in the caches of the Hub
+        name, where = str(folder), f"The source {source!r} cannot be read as a dataset"
         roots = [folder, Path(datasets.config.EXTRACTED_DATASETS_PATH)]
     else:
+        name, where = source, f"The source {source!r} is no folder here, and cannot be read as a dataset"
         roots = [Path(huggingface_hub.constants.HF_HUB_CACHE), Path(datasets.config.DOWNLOADED_DATASETS_PATH)]
-    if name in PRESETS:  # such a dataset has no vocabulary of its own
-        preset = PRESETS[name]
-        options = replace(options, unknown_labels=[*options.unknown_labels, *preset.unknown_labels])
-        return read_datasets(dataset, options, tasks or preset.tasks, roots, preset.renamed_labels)
+    with as_user_error(where, kinds=(Exception,)):  # each of its many parsers has errors of its own
+        dataset: Any = datasets.load_dataset(name, options.dataset_config, revision=options.dataset_revision)
+    if name in UNKNOWN_LABELS:
+        options = replace(options, unknown_labels=[*options.unknown_labels, *UNKNOWN_LABELS[name]])
     kept = kept_vocabulary(name, options.dataset_revision)
-    if kept is None:
-        return read_datasets(dataset, options, tasks, roots)
-    return read_datasets(
-        dataset, options, choose_kept(kept, tasks, name, options.missing_tasks), roots, name_column="name"
-    )
+    if kept is not None:
+        tasks = choose_kept(kept, tasks, name, options.missing_tasks)
+    return read_datasets(dataset, options, tasks, roots, is_prepared=kept is not None)
 
 
 def read_datasets(
@@ -83,55 +67,41 @@ def read_datasets(
     options: DataArguments,
     tasks: Sequence[str | Task] | None = None,
     picture_folders: Sequence[Path] | None = None,
-    renamed_labels: Mapping[str, str] | None = None,
-    name_column: str | None = None,
+    is_prepared: bool = False,
 ) -> tuple[Dataset, list[Task]]:
-    """Raw rows of a dataset, and their tasks.
-
-    Args:
-        dataset (`Dataset` or `DatasetDict`).
-        options ([`DataArguments`]).
-        tasks (`Sequence[str | Task]`, *optional*): as in [`load_artworks`].
-        picture_folders (`Sequence[Path]`, *optional*): where pictures may be that are files; anywhere by default, for
-            a dataset in whose paths the user trusts.
-        renamed_labels (`Mapping[str, str]`, *optional*): the right names of `ClassLabel`s that are misspelt.
-        name_column (`str`, *optional*): of a dataset whose rows know what they are called.
-    """
+    """Raw rows of a dataset, and their tasks; pictures that are files lie in `picture_folders`, or anywhere if that is
+    None, and only the rows of a prepared dataset know what they are called."""
     parts: dict[Any, Dataset] = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
-    places: list[str] = []
-    splits: list[str | None] = []
-    first = next(iter(parts.values()))
+    table = ArtworkTable("the dataset")
     for part_name, part in parts.items():
         where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
         if part_name is not None and not len(part):
             raise UserError(f"{where} is empty: fill it, or leave it out to have it cut from the train split.")
-        other = sorted(set(part.column_names) ^ set(first.column_names))
-        if other:
-            raise UserError(f"{where} and those before it do not both have {', '.join(other)}: make them alike.")
-        places += [f"{where}, row {row}" for row in range(len(part))]
+        places = [f"{where}, row {row}" for row in range(len(part))]
+        table.places += places
         if len(parts) == 1 and "split" in part.column_names:
             feature, values = part.features["split"], part["split"][:]
             if isinstance(feature, ClassLabel):
                 values = [None if value is None else feature.int2str(value) for value in values]
-            splits += [split_name(value, place) for value, place in zip(values, places, strict=True)]
+            table.splits += [split_name(value, place) for value, place in zip(values, places, strict=True)]
         else:
-            splits += [None if part_name is None else split_name(part_name, "the dataset")] * len(part)
+            table.splits += [None if part_name is None else split_name(part_name, "the dataset")] * len(part)
+    if len({tuple(sorted(part.column_names)) for part in parts.values()}) > 1:  # else filled with None
+        raise UserError("The splits of the dataset do not have the same columns: make them alike.")
     with as_user_error("The splits of the dataset cannot be joined", "give their columns the same types."):
         rows = concatenate_datasets(list(parts.values()))
-    table = ArtworkTable("the dataset", places=places, splits=splits)
-    renamed = renamed_labels or {}
     for column, feature in rows.features.items():
         table.columns[column] = rows[column]
         if isinstance(feature, List | LargeList):
             table.lists.add(column)
             feature = feature.feature
         if isinstance(feature, ClassLabel):
-            table.classes[column] = [renamed.get(name, name) for name in feature.names]
+            table.classes[column] = [MISSPELT.get(name, name) for name in feature.names]
     table.pictures = _pictures(rows, options.image_column)
     roots = None if picture_folders is None else [folder.resolve() for folder in picture_folders]
     table.names = _picture_names(table.pictures, roots)
-    if name_column in rows.column_names:
-        table.names = rows[name_column][:]
+    if is_prepared and "name" in rows.column_names:
+        table.names = rows["name"][:]
     return rows_of_table(table, options, tasks)
 
 
@@ -144,9 +114,7 @@ def _pictures(rows: Dataset, column: str) -> Dataset:
     is_path = feature in (Value("string"), Value("large_string"))
     if not isinstance(feature, Image) and not is_path:
         raise UserError(f"The column {column!r} of the dataset holds {feature}, no pictures: see image_column.")
-    pictures = rows.select_columns([column])
-    if column != "image":
-        pictures = pictures.rename_column(column, "image")
+    pictures = rows.select_columns([column]).rename_columns({column: "image"})
     if is_path:
         pictures = pictures.cast_column("image", Value("string"))
     return pictures.cast_column("image", Image(decode=False))
@@ -154,17 +122,16 @@ def _pictures(rows: Dataset, column: str) -> Dataset:
 
 def _picture_names(pictures: Dataset, roots: Sequence[Path] | None) -> list[str]:
     """A name for each row that changes neither when rows move nor when their folder does: the path of its file below
-    the folder that all share, else a hash of its bytes.
-    """
+    the folder that all share, else a hash of its bytes."""
     names, paths = [], {}
     for index, row in enumerate(pictures):
         image = row["image"] or {}
         if image.get("bytes"):
             names.append(hashlib.sha256(image["bytes"]).hexdigest()[:16])
         elif image.get("path"):
+            names.append(image["path"])
             path = picture_inside(Path(image["path"]), image["path"], roots, f"Row {index} of the dataset")
             paths[index] = os.path.abspath(path)
-            names.append(path)
         else:
             raise UserError(f"Row {index} of the dataset has no picture: leave it out.")
     if paths:
@@ -176,22 +143,61 @@ def _picture_names(pictures: Dataset, roots: Sequence[Path] | None) -> list[str]
 
 def _refuse_data_files_elsewhere(folder: Path) -> None:
     for path in (folder / "README.md", folder / ".huggingface.yaml"):
-        if not path.is_file():
-            continue
-        text = read_text(path)
-        with as_user_error(f"The YAML in {path} cannot be read", "correct it.", kinds=(ValueError, yaml.YAMLError)):
-            if path.suffix == ".md":
+        if path.is_file():
+            text = read_text(path) if path.suffix == ".md" else f"---\n{read_text(path)}\n---\n"
+            with as_user_error(f"The YAML in {path} cannot be read", "correct it.", (ValueError, yaml.YAMLError)):
                 card = huggingface_hub.DatasetCard(text, ignore_metadata_errors=True).data.to_dict()
-            else:
-                card = yaml.safe_load(text)
-        for value in _texts(card.get("configs") if isinstance(card, dict) else None):
-            if "://" in value or Path(value).is_absolute() or ".." in Path(value).parts:
-                raise UserError(f"{path} names the data files {value!r}, which lie outside {folder}: put them there.")
+            if re.search(r'://|"/|"\.\./|/\.\./', json.dumps(card.get("configs"), default=str)):
+                raise UserError(f"{path} names data files that lie outside {folder}, in its configs: put them there.")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+# ---- datasets that scripts/prepare.py made ----
+
+
+def kept_vocabulary(source: str, revision: str | None = None) -> list[Task] | None:
+    """The tasks of a prepared dataset, in a folder or on the Hub, with their labels; None of any other dataset."""
+    folder = Path(source).expanduser()
+    path = folder / VOCABULARY if folder.is_dir() else _downloaded(source, revision)
+    if path is None or not path.is_file():
+        return None
+    content = json_value(read_text(path), str(path))
+    if not isinstance(content, dict) or content.get("made_by") != _MAKER:
+        return None
+    kinds = (ValueError, KeyError, TypeError)
+    with as_user_error(f"{path} does not hold the tasks of a prepared dataset", "prepare it anew.", kinds):
+        return [Task.from_dict(task) for task in content["tasks"]]
+
+
+def choose_kept(
+    kept: Sequence[Task], tasks: Sequence[str | Task] | None, source: str, missing_tasks: str = "error"
+) -> list[str | Task]:
+    """The tasks to read of a prepared dataset: by default all, and those named with its labels."""
+    by_name = {task.name: task for task in kept}
+    wanted = tasks or list(by_name)
+    missing = [task for task in wanted if isinstance(task, str) and task not in by_name]
+    if missing and missing_tasks == "error":
+        names = ", ".join(by_name)
+        raise UserError(f"{source} was prepared without the task {missing[0]!r}, with {names}: prepare it anew.")
+    return [by_name.get(task, task) if isinstance(task, str) else task for task in wanted]
+
+
+def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:
+    content = {"made_by": _MAKER, "tasks": [task.to_dict() for task in tasks]}
+    (folder / VOCABULARY).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _downloaded(name: str, revision: str | None) -> Path | None:
+    where: dict[str, Any] = {"repo_id": name, "filename": VOCABULARY, "repo_type": "dataset", "revision": revision}
+    with as_user_error(f"{VOCABULARY} of {name} cannot be read from the Hub", "try again."):
+        try:
+            return Path(huggingface_hub.hf_hub_download(**where))
+        except LocalEntryNotFoundError:  # offline, and not in the cache, which may know that there is none
+            if huggingface_hub.try_to_load_from_cache(**where) is None:
+                logger.warning(
+                    "The Hub is not reached, so it is not known whether %s was prepared and has a vocabulary of its "
+                    "own; it is counted anew. Read it once while online to be sure.",
+                    name,
+                )
+        except (EntryNotFoundError, RepositoryNotFoundError):  # not prepared, or not on the Hub
+            pass
+    return None

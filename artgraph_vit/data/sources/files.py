@@ -1,4 +1,4 @@
-"""What the readers of files share: names in the data that lead to pictures, split files, csv and JSON.
+"""What the readers of files share: names that lead to pictures, text, csv and JSON.
 
 A name in the data leads to a file inside the source's own folder or is refused: neither a path, nor an absolute one,
 nor a link gets out of it, and an address is never fetched.
@@ -8,44 +8,23 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from ...errors import UserError, as_user_error
-from .rows import ArtworkTable, split_name
-
-logger = logging.get_logger(__name__)
-
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # http, s3, hf, file ...
 
 
-def is_address(name: str) -> bool:
-    return _ADDRESS.match(name) is not None
-
-
-class PictureFolder:
-    """The folder that holds all pictures of a source."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.root = folder.resolve()
-
-    def path_of(self, name: str, place: str) -> str:
-        """The path of a picture, named relative to the folder; it lies inside, by its name and by its links."""
-        if Path(name).is_absolute():
-            raise UserError(
-                f"{place}: the picture {name!r} lies outside {self.folder}: name it relative to that folder."
-            )
-        return picture_inside(self.folder / name, name, [self.root], place)
+def picture_in(folder: Path, name: str, place: str) -> str:
+    """The path of a picture that is named relative to the folder of all pictures."""
+    if Path(name).is_absolute():
+        raise UserError(f"{place}: the picture {name!r} lies outside {folder}: name it relative to that folder.")
+    return picture_inside(folder / name, name, [folder.resolve()], place)
 
 
 def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, place: str) -> str:
     """The path of a picture which is a file, and lies in one of the folders `roots` (anywhere, if it is None)."""
-    if is_address(name):
+    if "://" in name:
         raise UserError(f"{place}: the picture {name!r} is an address, and readers fetch nothing: unpack it.")
     # A name too long, with a null byte, a ring of links:
     kinds = (OSError, ValueError, RuntimeError)
@@ -58,89 +37,36 @@ def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, place: s
     return str(path)
 
 
-def in_split_files(table: ArtworkTable, folder: Path) -> ArtworkTable:
-    """The artworks that `{train,val,test}.txt` in a folder name, each in its split; the others are left out, with a
-    warning. The table as it is, if there is no such folder.
-    """
-    if not folder.is_dir():
-        return table
-    if any(table.splits):
-        raise UserError(f"{table.where} has a column 'split' and there is a folder {folder}: keep one of them.")
-    row_of = {name: row for row, name in enumerate(table.names)}
-    if len(row_of) < len(table.names):
-        twice = next(name for row, name in enumerate(table.names) if row_of[name] != row)
-        raise UserError(f"{table.where} names the picture {twice!r} twice: keep one line.")
-    for split in ("train", "val", "test"):
-        path = folder / f"{split}.txt"
-        if not path.is_file():
-            raise UserError(f"There is no file {path}: a folder 'splits' holds train.txt, val.txt and test.txt.")
-        listed = lines_of(path)
-        if not any(listed):
-            raise UserError(f"{path} is empty: name the artworks of the split, or take the folder away.")
-        for line, name in enumerate(listed, start=1):
-            row = row_of.get(name)
-            if row is None and name:
-                raise UserError(f"{path}, line {line}: {name!r} is not in {Path(table.where).name}: remove it.")
-            if row is not None:
-                if table.splits[row] is not None:
-                    other = table.splits[row]
-                    raise UserError(f"{path}, line {line}: {name!r} is already in the split {other!r}: keep one.")
-                table.splits[row] = split_name(split, str(path))
-    kept = [row for row, split in enumerate(table.splits) if split is not None]
-    if len(kept) < len(table.names):
-        logger.warning("%s: %d artworks are in no split and are left out.", table.where, len(table.names) - len(kept))
-    return table.select(kept)
-
-
-def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """The columns of a csv file with a header, and its lines: their number, and one string for each column."""
-    lines = csv_lines(path)
-    header = next(lines, (0, []))[1]
-    twice = next((name for name in header if name and header.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} has the column {twice!r} twice: rename or remove one.")
-
-    def records() -> Iterator[tuple[int, dict[str, str]]]:
-        for number, cells in lines:
-            if len(cells) != len(header):
-                raise UserError(
-                    f"{path}, line {number}: the row does not have one value for each column, but {len(cells)} for "
-                    f"{len(header)}; a value that holds a comma stands in quotation marks."
-                )
-            yield number, dict(zip(header, cells, strict=True))
-
-    return header, records()
-
-
-def csv_lines(path: Path, skipinitialspace: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each line that is not blank, and the line's number."""
-    with open(path, newline="", encoding="utf-8-sig") as file, _in_utf8(path):
-        reader = csv.reader(file, skipinitialspace=skipinitialspace)
-        while True:
-            where = f"{path}, line {reader.line_num + 1}"
-            with as_user_error(f"{where} cannot be read", "look for an unclosed quotation mark.", kinds=(csv.Error,)):
-                cells = next(reader, None)
-            if cells is None:
-                return
-            if any("\n" in cell for cell in cells):
-                number = reader.line_num
-                raise UserError(f"{path}, line {number}: a cell goes over several lines; close its quotation mark.")
-            if cells:
-                yield reader.line_num, cells
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text file. `str.splitlines` would also cut at characters that a name or a label may hold."""
-    return read_text(path).split("\n")
+def read_csv(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+    """The lines of a csv file with a header, or with these columns: how errors call them, and a string a column."""
+    end = 0  # of the last line that was read
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        # Without a header the file is of a graph's exporter, whose own page writes "0, name".
+        reader = csv.DictReader(file, columns, skipinitialspace=columns is not None)
+        try:
+            header = [name for name in reader.fieldnames or () if name]
+            if len(set(header)) < len(header):
+                raise UserError(f"{path} has a column twice, of {', '.join(header)}: rename or remove one.")
+            for record in reader:
+                end, place = reader.line_num, f"{path}, line {reader.line_num}"
+                if None in record or None in record.values():
+                    raise UserError(
+                        f"{place}: the row does not have one value for each column; a value that holds a comma stands "
+                        "in quotation marks."
+                    )
+                if any("\n" in cell for cell in record.values()):
+                    raise UserError(f"{place}: a cell goes over several lines; close its quotation mark.")
+                yield place, record
+        except csv.Error as error:
+            message = f"{path}, line {end + 1} cannot be read ({error}): look for an unclosed quotation mark."
+            raise UserError(message) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not in UTF-8: save it as UTF-8.") from error
 
 
 def read_text(path: Path) -> str:
-    with _in_utf8(path):
+    with as_user_error(f"{path} cannot be read as text in UTF-8", kinds=(OSError, UnicodeDecodeError)):
         return path.read_text(encoding="utf-8-sig")
-
-
-def _in_utf8(path: Path) -> Any:
-    return as_user_error(f"{path} is not in UTF-8", "save it as UTF-8.", kinds=(UnicodeDecodeError,))
 
 
 def json_value(text: str, where: str) -> Any:

@@ -19,19 +19,17 @@ from datasets import Dataset
 
 from ...errors import UserError, as_user_error
 from ...model.tasks import Task
-from .files import PictureFolder, is_address, json_value, lines_of, read_csv
+from .files import json_value, picture_in, read_csv, read_text
 from .rows import SPLIT_NAMES, ArtworkTable, rows_of_table, split_name
 
 if TYPE_CHECKING:
     from ..options import DataArguments
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-
 
 def metadata_files(folder: Path) -> list[Path]:
     """The metadata file of a folder, or those of its split folders."""
-    places = [folder, *_split_folders(folder)]
-    return [path for place in places for path in (place / name for name in METADATA) if path.is_file()]
+    names = [f"metadata.{kind}" for kind in ("csv", "jsonl", "parquet")]
+    return [path for place in [folder, *_split_folders(folder)] for name in names if (path := place / name).is_file()]
 
 
 def _split_folders(folder: Path) -> list[Path]:
@@ -50,37 +48,34 @@ def read_picture_folder(
     if bare is not None:
         raise UserError(f"{bare} has no metadata file, and other splits have one: add it, or take the folder away.")
     table = ArtworkTable(str(folder))
-    pictures = PictureFolder(folder)
     for path in files:
-        below = path.parent.relative_to(folder)
-        for number, record in _records(path):
-            place = f"{path}, line {number}"
-            name = record.pop("file_name", None)
+        for place, record in _records(path):
+            name = record.pop("file_name", None) if isinstance(record, dict) else None
             if not isinstance(name, str) or not name:
                 raise UserError(f"{place}: there is no 'file_name', which names the picture: add it.")
-            name = name if is_address(name) else os.path.normpath(below / name)
-            first, *inside = name.split(os.sep)
+            if "://" not in name:
+                name = os.path.normpath(path.parent.relative_to(folder) / name)
             split = record.pop("split", None)
-            split = SPLIT_NAMES.get(first if inside else "") if split is None else split_name(split, place)
-            table.add(place, name, pictures.path_of(name, place), split, record)
+            if split is not None:
+                split = split_name(split, place)
+            elif os.sep in name:
+                split = SPLIT_NAMES.get(name.split(os.sep)[0])
+            table.add(place, name, picture_in(folder, name, place), split, record)
     if len({split is None for split in table.splits}) > 1:
         outside = table.names[table.splits.index(None)]
         raise UserError(f"{folder}: some pictures are in a split, and {outside!r} is in none; name one for each.")
     return rows_of_table(table, options, tasks)
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".csv":
-        yield from read_csv(path)[1]
+        yield from read_csv(path)
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(lines_of(path), start=1):
+        # Not str.splitlines, which would also cut at characters that a label may hold.
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if line.strip():
-                record = json_value(line, f"{path}, line {number}")
-                if not isinstance(record, dict):
-                    raise UserError(f"{path}, line {number}: there should be an object with 'file_name' and labels.")
-                yield number, record
+                yield (place := f"{path}, line {number}"), json_value(line, place)
     else:
-        kinds = (OSError, pyarrow.ArrowException)
-        with as_user_error(f"{path} is no parquet file that can be read", "write it anew.", kinds):
+        with as_user_error(f"{path} cannot be read", "write it anew.", (OSError, pyarrow.ArrowException)):
             records = pyarrow.parquet.read_table(path).to_pylist()
-        yield from enumerate(records, start=1)
+        yield from ((f"{path}, line {number}", record) for number, record in enumerate(records, start=1))

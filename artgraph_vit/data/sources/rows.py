@@ -2,9 +2,7 @@
 
 A raw row holds `image` (not decoded), `name`, by which errors call the artwork, `split` ("train", "validation", "test"
 or None), one column a task (a name, a list of names, or None for unknown), and perhaps `stratum`. A reader fills an
-[`ArtworkTable`] with what it found, and [`rows_of_table`] makes rows of it by the rules that all sources share: here
-alone is decided which label a cell means. What is wrong in a source is a [`UserError`] that names the file, line, row
-or column.
+[`ArtworkTable`] with what it found, and [`rows_of_table`] makes rows of it by the rules that all sources share.
 """
 
 from __future__ import annotations
@@ -25,36 +23,22 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-
 OWN_COLUMNS = ("image", "name", "split", "stratum", "pixels")
-DEFAULT_STRATUM = "genre"
 SPLIT_NAMES = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 
 
 @dataclass
 class ArtworkTable:
-    """What a reader found, a list entry an artwork.
+    """What a reader found, a list entry an artwork; `columns` hold strings, numbers, None, or lists of these."""
 
-    Args:
-        where (`str`): how errors call the source.
-        names (`list[str]`): of the artworks; they change neither when rows move nor when their folder does.
-        places (`list[str]`): how errors call the rows, such as a file and line.
-        pictures (`list[str]` or `Dataset`): paths of files, or rows with an undecoded column `image`.
-        splits (`list[str | None]`).
-        columns (`dict[str, Sequence]`): what the source says of each artwork: a string, a number, None, or a list of
-            these.
-        lists (`set[str]`): the columns that hold lists.
-        classes (`dict[str, list[str]]`): of columns that hold indices, the names that these lead to.
-    """
-
-    where: str
-    names: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    pictures: Any = field(default_factory=list)
+    where: str  # how errors call the source
+    names: list[str] = field(default_factory=list)  # they change neither when rows move nor when their folder does
+    places: list[str] = field(default_factory=list)  # how errors call the rows, such as a file and line
+    pictures: Any = field(default_factory=list)  # paths of files, or a `Dataset` with an undecoded column `image`
     splits: list[str | None] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
-    lists: set[str] = field(default_factory=set)
-    classes: dict[str, list[str]] = field(default_factory=dict)
+    lists: set[str] = field(default_factory=set)  # the columns that hold lists
+    classes: dict[str, list[str]] = field(default_factory=dict)  # the names that indices in a column lead to
 
     def add(self, place: str, name: str, picture: str, split: str | None, cells: Mapping[str, Any]) -> None:
         """One artwork; its cells may lack columns that others have."""
@@ -67,16 +51,6 @@ class ArtworkTable:
         self.names.append(name)
         self.pictures.append(picture)
         self.splits.append(split)
-
-    def select(self, indices: Sequence[int]) -> ArtworkTable:
-        """Those artworks alone, of a table whose pictures are files."""
-
-        def of(values: Sequence) -> list:
-            return [values[index] for index in indices]
-
-        columns = {column: of(cells) for column, cells in self.columns.items()}
-        kept: dict[str, Any] = {name: of(getattr(self, name)) for name in ("names", "places", "pictures", "splits")}
-        return replace(self, columns=columns, **kept)
 
 
 def rows_of_table(
@@ -96,11 +70,14 @@ def rows_of_table(
             for cell, place in zip(cells, table.places, strict=True)
         ]
         features[task.name] = List(Value("string")) if task.is_multi_label else Value("string")
-    stratum = _stratum_column(table, options)
-    if stratum is not None:
-        values["stratum"] = ["" if cell is None else str(cell) for cell in table.columns[stratum][:]]
+    pictures, stratum = table.pictures, options.column_of(options.stratify_by)
+    if stratum in table.columns:
+        # The strings' order decides which splits are made, so what stands for an unknown must stay what it was.
+        is_dataset = isinstance(pictures, Dataset)
+        values["stratum"] = [str(cell if is_dataset else cell or "") for cell in table.columns[stratum][:]]
         features["stratum"] = Value("string")
-    pictures = table.pictures
+    elif options.stratify_by != "genre":
+        raise UserError(f"{table.where} has no column {stratum!r} to stratify the split by: see stratify_by.")
     if not isinstance(pictures, Dataset):
         images = {"image": [{"path": path, "bytes": None} for path in pictures]}
         pictures = Dataset.from_dict(images, features=Features({"image": Image(decode=False)}))
@@ -113,26 +90,26 @@ def rows_of_table(
 def _choose_tasks(table: ArtworkTable, options: DataArguments, tasks: Sequence[str | Task] | None) -> list[Task]:
     defaults = [task.name for task in ARTGRAPH_TASKS]
     wanted = {task if isinstance(task, str) else task.name: task for task in tasks or defaults}
-    columns = ", ".join(table.columns)
-    for name in set(options.multi_label_tasks) - wanted.keys():
-        raise UserError(f"multi_label_tasks names {name!r}, which is not among the tasks: add it to tasks.")
-    for name in options.column_of_task.keys() - wanted.keys():
-        raise UserError(f"columns names {name!r}, which is not one of the tasks {', '.join(wanted)}.")
-    chosen = []
+    for option, names in (("multi_label_tasks", options.multi_label_tasks), ("columns", options.column_of_task)):
+        for name in set(names) - wanted.keys():
+            raise UserError(f"{option} names {name!r}, which is not one of the tasks {', '.join(wanted)}.")
+    chosen, lacking = [], []
     for name, given in wanted.items():
         if name in OWN_COLUMNS:
             raise UserError(f"A task cannot be called {name!r}, as the rows' own columns are: choose another name.")
         column = options.column_of(name)
-        if column not in table.columns and not (tasks and options.missing_tasks == "unknown"):
-            if tasks or name in options.column_of_task:
-                lacks = f"{table.where} has no column {column!r} for the task {name!r}"
-                raise UserError(f"{lacks}; its columns are {columns}.")
-            continue
-        is_multi_label = name in options.multi_label_tasks
-        chosen.append(given if isinstance(given, Task) else _task(name, is_multi_label, column in table.lists))
+        if column in table.columns or (tasks and options.missing_tasks == "unknown"):
+            is_multi_label = name in options.multi_label_tasks
+            chosen.append(given if isinstance(given, Task) else _task(name, is_multi_label, column in table.lists))
+        elif tasks or name in options.column_of_task:
+            columns = ", ".join(table.columns)
+            raise UserError(
+                f"{table.where} has no column {column!r} for the task {name!r}; its columns are {columns}."
+            )
+        else:
+            lacking.append(name)
     if not chosen:
         raise UserError(f"{table.where} has none of the columns {', '.join(defaults)}: see the option columns.")
-    lacking = [name for name in wanted if name not in {task.name for task in chosen}]
     if lacking:
         others = sorted(set(table.columns) - set(OWN_COLUMNS) - {options.column_of(task.name) for task in chosen})
         unused = f", and the columns {', '.join(others)} are not read" if others else ""
@@ -158,10 +135,8 @@ def _labels_of_cell(
     values: Iterable[Any] = cell if isinstance(cell, list) else [cell]
     if isinstance(cell, str) and task.is_multi_label:
         if cell.startswith("["):
-            kinds = (ValueError, RecursionError, TypeError)
-            with as_user_error(
-                f"{place}: the {task.name} begin like a JSON list and are none", "correct them.", kinds
-            ):
+            failed = f"{place}: the {task.name} begin like a JSON list and are none"
+            with as_user_error(failed, "correct them.", (ValueError, RecursionError)):
                 values = json.loads(cell)
         else:
             values = cell.split(options.label_separator or ", ")
@@ -192,16 +167,6 @@ def _name_of(value: Any, task: Task, classes: Sequence[str] | None, place: str) 
             raise UserError(f"{place}: the label {value} is none of the {len(classes)} names: correct the dataset.")
         return classes[int(value)].strip() if value >= 0 else None  # -1 is how the Hub writes a missing ClassLabel
     return str(int(value)) if float(value).is_integer() else str(value)  # 3.0 is 3 where another row is missing
-
-
-def _stratum_column(table: ArtworkTable, options: DataArguments) -> str | None:
-    column = options.column_of(options.stratify_by)
-    if column in table.columns:
-        return column
-    if options.stratify_by != DEFAULT_STRATUM:
-        columns = ", ".join(table.columns)
-        raise UserError(f"{table.where} has no column {column!r} to stratify the split by; its columns are {columns}.")
-    return None
 
 
 def split_name(value: object, place: str) -> str:

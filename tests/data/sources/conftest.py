@@ -90,5 +90,5 @@ class Hub:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    with HubServer({TOKEN: "tester", "hf_huggan": "huggan", "hf_artificio": "Artificio"}) as server:
+    with HubServer({TOKEN: "tester", "hf_huggan": "huggan"}) as server:
         yield Hub(server, tmp_path_factory.mktemp("hub"))

@@ -120,19 +120,19 @@ def test_splits_and_other_folders_of_pictures(raw_folder, tmp_path):
     rows, _ = load(folder, image_folder=tmp_path / "disk")
     assert expected(rows)[-1] == ["test", "train", "validation"]
     (folder / "splits" / "val.txt").write_text("zoe.jpg\n")
-    with pytest.raises(UserError, match=r"val\.txt, line 1: 'zoe\.jpg' is not in raw: remove it"):
+    with pytest.raises(UserError, match=r"raw lacks 'zoe\.jpg', which is in .*splits: take it out there"):
         load(folder, image_folder=tmp_path / "disk")
 
 
 @pytest.mark.parametrize(
     ("edges", "message"),
     [
-        ([(0, 0), (3, 0)], "edge.csv, line 2: there is no artwork '3' in mapping/artwork_entidx2name.csv: add it"),
-        ([(0, 0), (0, 2)], "edge.csv, line 2: there is no genre '2' in mapping/genre_entidx2name.csv: add it"),
-        ([("0.0", 0)], "line 1: there is no artwork '0.0'"),
-        ([(0,)], "line 1: there should be two values, an id and another, not"),
-        ([(0, 0, 0)], "line 1: there should be two values"),
-        ([(0, "")], "line 1: there should be two values"),
+        ([(0, 0), (3, 0)], "edge.csv, line 2: no artwork with a name has the id '3': add it"),
+        ([(0, 0), (0, 2)], "edge.csv, line 2: no genre with a name has the id '2': add it"),
+        ([("0.0", 0)], "line 1: no artwork with a name has the id '0.0'"),
+        ([(0,)], "line 1: the row does not have one value for each column"),
+        ([(0, 0, 0)], "line 1: the row does not have one value for each column"),
+        ([(0, "")], "line 1: no genre with a name has the id ''"),
         ([(0, "a\nb")], "line 2: a cell goes over several lines"),
         ([(0, 0), (0, 1)], "has 2 labels for the task 'genre', which has one: portrait, still life; keep one"),
     ],
@@ -148,7 +148,8 @@ def test_a_wrong_edge(raw_folder, edges, message):
     ("names", "message"),
     [
         (None, "There is no file .*artwork_entidx2name.csv, which gives the artwork nodes their names: export it"),
-        ([*NAMES[:2], ""], "artwork_entidx2name.csv, line 3: there should be two values"),
+        ([*NAMES[:2], ""], "no artwork with a name has the id '2'"),
+        ([*NAMES, NAMES[0]], "has 2 artworks called 'a_b_.*: a name leads to one picture"),
         ([*NAMES, "none.jpg"], "there is no picture .*none.jpg"),
         ([*NAMES, "../mapping/artwork_entidx2name.csv"], "lies outside"),
         ([*NAMES, "/etc/hostname"], "lies outside"),

@@ -93,27 +93,25 @@ def test_types_that_files_lack(artseek_folder):
     ("content", "message"),
     [
         ("", "is not valid JSON"),
-        ("{", "is not valid JSON"),
         ('{"relationships": {}', "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
-        ("[]", "holds no object with the key 'relationships'"),
-        ({"artist": {}}, "holds no object with the key 'relationships'"),
-        ({"relationships": [1]}, "holds no object with the key 'relationships'"),
-        ({"relationships": {"1": {}}, "tag": ["Tree"]}, "'tag' should map ids to names"),
-        ({"relationships": {"1": {}}, "artwork": 5}, "'artwork' should map ids to names"),
-        ({"relationships": {"1": [10]}, **NODES}, "artwork '1': there should be lists of ids by label type"),
-        ({"relationships": {"1": None}, **NODES}, "artwork '1': there should be lists of ids by label type"),
-        ({"relationships": {"1": {"tag": 40}}, **NODES}, "artwork '1': 'tag' should be a list of ids, not 40"),
-        ({"relationships": {"1": {"genre": 0}}, **NODES}, "artwork '1': 'genre' should be a list of ids, not 0"),
-        ({"relationships": {"1": {"genre": ""}}, **NODES}, "'genre' should be a list of ids, not ''"),
-        ({"relationships": {"1": {"tag": {"40": 1}}}, **NODES}, "'tag' should be a list of ids"),
-        ({"relationships": {"1": {"tag": [99]}}, **NODES}, "artwork '1': the map 'tag' gives the id 99 no name: add"),
-        ({"relationships": {"1": {"tag": [None]}}, **NODES}, "the map 'tag' gives the id None no name"),
-        ({"relationships": {"1": {"tag": [[40]]}}, **NODES}, "the map 'tag' gives the id .40. no name"),
-        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": None}}, "gives the id 40 no name"),
-        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": ["Tree"]}}, "gives the id 40 no name"),
+        ("[]", "is not as ArtSeek writes it .*: export it anew"),
+        ({"relationships": [1]}, "is not as ArtSeek writes it .*: export it anew"),
+        ({"relationships": {"1": {}}, "tag": ["Tree"]}, "train.json is not as ArtSeek writes it"),
+        ({"relationships": {"1": {}}, "artwork": 5}, "train.json is not as ArtSeek writes it"),
+        ({"relationships": {"1": [10]}, **NODES}, "artwork '1' is not as ArtSeek writes it"),
+        ({"relationships": {"1": {"tag": 40}}, **NODES}, "artwork '1' is not as ArtSeek writes it .*: export it anew"),
+        ({"relationships": {"1": {"genre": 0}}, **NODES}, "artwork '1' is not as ArtSeek writes it"),
+        ({"relationships": {"1": {"tag": [99]}}, **NODES}, "artwork '1': no tag with a name has the id 99: add it"),
+        ({"relationships": {"1": {"tag": [None]}}, **NODES}, "no tag with a name has the id None"),
+        ({"relationships": {"1": {"tag": [[40]]}}, **NODES}, "no tag with a name has the id .40."),
+        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": None}}, "no tag with a name has the id 40"),
+        (
+            {"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": ["Tree"]}},
+            "no tag with a name has the id 40",
+        ),
         ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": "a\ud800"}}, "holds half a character"),
-        ({"relationships": {"1": {}}, **NODES, "artwork": {"2": "b"}}, "the map 'artwork' gives the id '1' no name"),
+        ({"relationships": {"1": {}}, **NODES, "artwork": {"2": "b"}}, "no artwork with a name has the id '1'"),
         ({"relationships": {"1": {"artist": [10, 11]}}, **NODES}, "'1' has 2 labels for the task 'artist'"),
         ({"relationships": {"none": {}}, **NODES}, "artwork 'none': there is no picture .*none.jpg"),
         ({"relationships": {"../train": {}}, **NODES}, "artwork '../train': .* lies outside"),
@@ -130,10 +128,10 @@ def test_wrong_json(artseek_folder, content, message):
 def test_another_encoding_and_a_file_that_is_not_there(artseek_folder):
     folder = artseek_folder()
     (folder / "val.json").write_bytes(json.dumps({"relationships": {}}).encode("utf-16"))
-    with pytest.raises(UserError, match=r"val\.json is not in UTF-8"):
+    with pytest.raises(UserError, match=r"val\.json cannot be read as text in UTF-8"):
         load(folder)
     (folder / "val.json").unlink()
-    with pytest.raises(UserError, match=r"There is no file .*val\.json: an ArtSeek source holds train\.json, val"):
+    with pytest.raises(UserError, match=r"val\.json cannot be read .*No such file"):
         load(folder)
 
 

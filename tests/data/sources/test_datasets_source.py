@@ -116,7 +116,7 @@ def test_wrong_parts_are_refused():
         (parts_of(dataset, train=[0, 1, 2], validation=[3], test=[2, 5]), "is in two splits, 'train' and 'test'"),
         (parts_of(dataset, train=[0, 1, 2], validation=[3], test=[]), "split 'test' of the dataset is empty"),
         (parts_of(dataset, train=[0, 1, 2], validation=[], test=[3]), "split 'validation' of the dataset is empty"),
-        (lacks, "split 'test' of the dataset and those before it do not both have style: make them alike"),
+        (lacks, "The splits of the dataset do not have the same columns: make them alike"),
         (typed, "The splits of the dataset cannot be joined .* give their columns the same types"),
     ):
         with pytest.raises(UserError, match=message):
@@ -246,7 +246,7 @@ def test_a_card_that_names_data_files_elsewhere(tmp_path, data_files, card):
     write_parquet(folder, None)
     text = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": data_files}]})
     (folder / card).write_text(f"---\n{text}---\n" if card == "README.md" else text)
-    with pytest.raises(UserError, match=f"{card} names the data files .*, which lie outside"):
+    with pytest.raises(UserError, match=f"{card} names data files that lie outside"):
         load(folder)
 
 
@@ -350,12 +350,12 @@ def test_a_number_that_is_none_of_the_names(tmp_path):
         read_datasets(dataset, OPTIONS)
 
 
-# The presets, from a Hub
+# From a Hub
 
 PUSH = """
 import io
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Picture
 
 def pictures(count):
@@ -374,12 +374,6 @@ Dataset.from_dict({
     "image": pictures(count), "artist": list(range(count)), "genre": [index % 11 for index in range(count)],
     "style": [index % 27 for index in range(count)],
 }, features=features).push_to_hub("huggan/wikiart", token="hf_huggan")
-Dataset.from_dict({
-    "image": pictures(6), "artist": ["ada", "Bea", "ada", None, "", "cleo"], "genre": ["portrait"] * 5 + [None],
-    "style": ["Rococo", "Cubism"] * 3, "title": ["t"] * 6, "date": ["1900"] * 6,
-}, features=Features({
-    "image": Image(), **{name: Value("string") for name in ("artist", "genre", "style", "title", "date")}
-})).push_to_hub("Artificio/WikiArt", token="hf_artificio")
 import pyarrow.parquet
 from huggingface_hub import HfApi
 from tests.data.sources.test_datasets_source import parquet_table
@@ -421,7 +415,7 @@ for name, options in sources:
 
 @pytest.mark.slow
 def test_datasets_of_the_hub(hub):
-    sources = [("huggan/wikiart", {}), ("Artificio/WikiArt", {}), *((f"tester/{n}", {}) for n in HUB_OTHERS)]
+    sources = [("huggan/wikiart", {}), *((f"tester/{n}", {}) for n in HUB_OTHERS)]
     results = hub.run(PUSH + LOAD, sources=sources)
     assert hub.server.unknown_requests == []
 
@@ -438,11 +432,6 @@ def test_datasets_of_the_hub(hub):
     assert {name: len(names) for name, names in labels.items()} == {"artist": 128, "style": 27, "genre": 10}
     assert labels["artist"] == sorted(labels["artist"])
     assert results["lengths"] == {"train": 90, "validation": 20, "test": 19}
-
-    strings = results["Artificio/WikiArt"]
-    assert strings["artist"] == ["ada", "Bea", "ada", None, None, "cleo"]
-    assert strings["genre"] == ["portrait"] * 5 + [None]
-    assert list(strings) == ["artist", "style", "genre", "split", "sizes", "pixel"]
 
     assert results["tester/folder"]["genre"] == ["x", "y"]  # files in the cache of the Hub
     assert "Row 1 of the dataset: the picture '/etc/passwd' lies outside" in results["tester/passwd"]

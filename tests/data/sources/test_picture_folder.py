@@ -54,7 +54,7 @@ def test_metadata_in_parquet(folder_with):
     assert rows["genre"][:] == ["1", None, "2"]  # as pandas writes whole numbers beside a missing one
     assert rows["tags"][:] == [["a"], None, None]
     (folder / "metadata.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(UserError, match=r"metadata\.parquet is no parquet file that can be read"):
+    with pytest.raises(UserError, match=r"metadata\.parquet cannot be read .*: write it anew"):
         load(folder)
 
 
@@ -135,7 +135,7 @@ GOOD = {"file_name": NAMES[0], "genre": "x"}
     [
         ("", "has no rows"),
         (lines(GOOD) + "{", "metadata.jsonl, line 2 is not valid JSON"),
-        (lines(GOOD, [1]), "line 2: there should be an object with 'file_name' and labels"),
+        (lines(GOOD, [1]), "line 2: there is no 'file_name', which names the picture: add it"),
         (lines(GOOD, {"genre": "x"}), "line 2: there is no 'file_name', which names the picture: add it"),
         (lines(GOOD, {"file_name": ""}), "line 2: there is no 'file_name'"),
         (lines(GOOD, {"file_name": "none.png"}), "line 2: there is no picture .*none.png"),

@@ -9,8 +9,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from artgraph_vit.data import build_vocabulary
-from artgraph_vit.data.sources.prepared import VOCABULARY, is_prepared, write_vocabulary
-from artgraph_vit.data.streaming import StreamedSource
+from artgraph_vit.data.sources.datasets_source import VOCABULARY, kept_vocabulary, write_vocabulary
+from artgraph_vit.data.streaming import stream_labels, stream_pictures
 from artgraph_vit.errors import UserError
 from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from tests.data.loading import load
@@ -83,7 +83,7 @@ def test_a_vocabulary_of_somebody_else_is_none_of_a_prepared_dataset(tmp_path, t
     (folder / VOCABULARY).write_text(text)
     _, tasks = load(folder)
     assert [task.labels for task in tasks] == [()] * len(tasks)
-    assert not is_prepared(str(folder))
+    assert kept_vocabulary(str(folder)) is None
 
 
 def test_a_path_in_a_prepared_dataset_must_stay_in_its_folder(tmp_path):
@@ -112,19 +112,21 @@ def test_the_order_of_a_stream_depends_on_the_seed(tmp_path, monkeypatch):
         shard = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
         Dataset.from_dict(columns, features=features).to_parquet(str(shard))
     write_vocabulary(tmp_path, [Task("genre", SINGLE_LABEL, ("a", "b"))])
-    source = StreamedSource(str(tmp_path))
-    labels = source.labels()
+    labels, tasks = stream_labels(str(tmp_path))
+    assert [task.name for task in tasks] == ["genre"]
     assert labels["train"]["genre"][:] == [0, 1] * 15
 
     def order(split: str, seed: int) -> list[str]:
-        stream = source.pictures(dict.fromkeys(labels, lambda columns: columns), labels, seed)[split]
+        stream = stream_pictures(str(tmp_path), None, dict.fromkeys(labels, lambda columns: columns), labels, seed)[
+            split
+        ]
         return [row["name"] for row in stream]
 
     assert order("train", 1) == order("train", 1) != order("train", 2)
     assert sorted(order("train", 1)) == sorted(order("train", 2)) == sorted(labels["train"]["name"])
     assert order("test", 1) == labels["test"]["name"][:]
     with pytest.raises(UserError, match=r"The labels of genre in .* are not those of the model: do not stream it"):
-        StreamedSource(str(tmp_path), [Task("genre", SINGLE_LABEL, ("a", "c"))])
+        stream_labels(str(tmp_path), [Task("genre", SINGLE_LABEL, ("a", "c"))])
 
 
 PUSH = """
@@ -146,7 +148,7 @@ for name, revision in (("prepared", None), ("prepared", "v2"), ("plain", None)):
 FORGET = """
 import pathlib
 from huggingface_hub.constants import HF_HUB_CACHE
-from artgraph_vit.data.sources.prepared import kept_vocabulary
+from artgraph_vit.data.sources.datasets_source import kept_vocabulary
 kept = kept_vocabulary("tester/prepared")
 for path in pathlib.Path(HF_HUB_CACHE).rglob("vocabulary.json"):
     path.unlink()
