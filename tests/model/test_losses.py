@@ -239,9 +239,7 @@ def gradients_of(model) -> torch.Tensor:
 @pytest.mark.parametrize("shares", [[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(random_case, weighting, reduction, shares):
     options = {"task_weights": {"artist": 2.0, "genre": 0.5, "tags": 3.0}} if weighting == "fixed" else {}
-    model, batch = random_case(
-        seed=7, rows=12, task_weighting=weighting, multilabel_reduction=reduction, **options
-    )
+    model, batch = random_case(seed=7, rows=12, task_weighting=weighting, multilabel_reduction=reduction, **options)
     parts = [slice(0, 1), slice(1, 6), slice(6, 10), slice(10, 12)]
     batch["labels"]["artist"][parts[2]] = -100  # unknown in the whole of one micro-batch
     batch["labels"]["tags"][1:5] = -100
