@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,9 +31,9 @@ LICENSE = (
 
 @dataclass
 class Commit:
-    sha: str
     message: str
     files: dict[str, bytes]
+    sha: str = field(default_factory=lambda: secrets.token_hex(20))
 
 
 @dataclass
@@ -73,7 +74,7 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> HubServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -93,58 +94,32 @@ class HubServer:
 def card_errors(content: str) -> list[str]:
     """What is wrong with the metadata of a card: as far as this Hub knows what the real one checks."""
     block = re.match(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", content, re.S)
-    if block is None:
-        return []  # the real one warns
     try:
-        data = yaml.safe_load(block[1]) or {}
+        data = yaml.safe_load(block[1]) if block else {}  # without metadata the real one warns
     except yaml.YAMLError as error:
         return [f"Invalid YAML: {' '.join(str(error).split())}"]
-    if not isinstance(data, dict):
-        return ["The metadata is not a mapping"]
     errors = []
-    for name in _listed(data.get("license")):
-        if not re.fullmatch(LICENSE, str(name)):
-            errors.append('"license" must be one of [apache-2.0, mit, ...]')
-    for code in _listed(data.get("language")):
+    if not re.fullmatch(LICENSE, str(data.get("license", "unknown"))):
+        errors.append('"license" must be one of [apache-2.0, mit, ...]')
+    for code in data.get("language") or []:
         if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", str(code)):
             errors.append(f'"language" with value "{code}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code')
     for key in ("datasets", "tags", "metrics"):
-        if not all(isinstance(value, str) for value in _listed(data.get(key))):
+        if not all(isinstance(value, str) for value in data.get(key) or []):
             errors.append(f'"{key}" must be an array of strings')
-    for place, model in enumerate(data.get("model-index") or []):
-        if not isinstance(model.get("name"), str):
-            errors.append(f'"model-index[{place}].name" is required')
-        for result in model.get("results") or []:
-            needed = {"task": ("type",), "dataset": ("type", "name")}
-            for part, names in needed.items():
-                errors += [
-                    f'"model-index[{place}].results.{part}.{name}" is required'
-                    for name in names
-                    if not isinstance((result.get(part) or {}).get(name), str)
-                ]
-            for metric in result.get("metrics") or [{}]:
-                if not isinstance(metric.get("type"), str) or "value" not in metric:
-                    errors.append(f'"model-index[{place}].results.metrics" need a type and a value')
+    for model in data.get("model-index") or []:
+        needed = [("name", model.get("name"))]
+        for result in model["results"]:
+            needed += [("task.type", result["task"].get("type")), ("dataset.type", result["dataset"].get("type"))]
+            needed += [("dataset.name", result["dataset"].get("name"))]
+            needed += [("metrics.type", "value" in metric and metric.get("type")) for metric in result["metrics"]]
+        errors += [f'"model-index.{name}" is required' for name, value in needed if not isinstance(value, str)]
     return errors
 
 
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _git_oid(data: bytes) -> str:
-    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
-
-
-def _commit_sha(parent: str, message: str, files: dict[str, bytes]) -> str:
-    digest = hashlib.sha1(f"{parent}\n{message}".encode())
-    for path in sorted(files):
-        digest.update(path.encode() + hashlib.sha1(files[path]).digest())
-    return digest.hexdigest()
-
-
 def _entry(path: str, data: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _git_oid(data)}
+    oid = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": oid}
     if path.endswith(LFS_SUFFIXES):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
     return entry
@@ -244,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         address = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         if (kind, repo_id) in self.hub.repos:
             return self._answer(409, {"error": "You already created this repo.", "url": address})
-        first = Commit(_commit_sha("", repo_id, {}), "initial commit", {})
+        first = Commit("initial commit", {})
         is_private = bool(asked.get("private")) or asked.get("visibility") == "private"
         self.hub.repos[kind, repo_id] = Repository(is_private, {"main": [first]})
         return self._answer(200, {"url": address, "name": repo_id, "id": repo_id})
@@ -254,11 +229,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def validate_yaml(self) -> None:
         errors = card_errors(json.loads(self.data)["content"])
-        if "text/plain" in self.headers.get("Accept", ""):
-            text = "\n".join(f"- Error: {error}" for error in errors)
-            return self._answer(400 if errors else 200, text.encode(), {"Content-Type": "text/plain"})
-        answer = {"errors": [{"message": error} for error in errors], "warnings": []}
-        return self._answer(400 if errors else 200, answer)
+        answer: Any = {"errors": [{"message": error} for error in errors], "warnings": []}  # for a commit
+        if "text/plain" in self.headers.get("Accept", ""):  # for a card
+            answer = "\n".join(f"- Error: {error}" for error in errors).encode()
+        self._answer(400 if errors else 200, answer)
 
     def info(self, kind: str, repo_id: str, revision: str = "main") -> None:
         repo, commit = self._repo(repo_id, kind), self._at(repo_id, revision, kind)
@@ -266,26 +240,11 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"id": repo_id, "sha": commit.sha, "private": repo.private, "siblings": siblings, "tags": []}
         self._answer(200, {**about, "modelId": repo_id, "downloads": 0, "likes": 0, "disabled": False, "gated": False})
 
-    def refs(self, kind: str, repo_id: str) -> None:
-        repo = self._repo(repo_id, kind)
-        refs = [
-            {
-                "name": name,
-                "ref": name if name.startswith("refs/") else f"refs/heads/{name}",
-                "targetCommit": c[-1].sha,
-            }
-            for name, c in repo.branches.items()
-        ]
-        pulls = [ref for ref in refs if ref["ref"].startswith("refs/pr/")]
-        heads = [ref for ref in refs if ref not in pulls]
-        self._answer(200, {"branches": heads, "converts": [], "tags": [], "pullRequests": pulls})
-
     def create_branch(self, kind: str, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id, kind, write=True)
         if revision in repo.branches:
             raise Refusal(409, "", "Reference already exists.")
-        start = json.loads(self.data or b"{}").get("startingPoint") or "main"
-        repo.branches[revision] = [self._at(repo_id, start, kind)]
+        repo.branches[revision] = [self._at(repo_id, "main", kind)]
         self._answer(200, {})
 
     # ---- files ----
@@ -333,20 +292,12 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, kind: str, repo_id: str, revision: str) -> None:
         self._repo(repo_id, kind, write="create_pr" not in self.query)
         there = self._at(repo_id, revision, kind).files
-
-        def oid(path: str) -> str | None:
+        files = []
+        for path in (asked["path"] for asked in json.loads(self.data)["files"]):
             entry = _entry(path, there[path]) if path in there else {}
-            return entry.get("lfs", entry).get("oid")
-
-        files = [
-            {
-                "path": asked["path"],
-                "uploadMode": "lfs" if asked["path"].endswith(LFS_SUFFIXES) else "regular",
-                "shouldIgnore": False,
-                "oid": oid(asked["path"]),
-            }
-            for asked in json.loads(self.data)["files"]
-        ]
+            mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
+            oid = entry.get("lfs", entry).get("oid")
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._answer(200, {"files": files})
 
     def lfs_batch(self, repo_id: str, kind: str = "models") -> None:
@@ -356,8 +307,8 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for asked in json.loads(self.data)["objects"]:
             address = {"href": f"{self.hub.url}/lfs/{asked['oid']}"}
-            actions = {} if asked["oid"] in self.hub.lfs else {"upload": address, "verify": address}
-            objects.append({**asked, "authenticated": True, **({"actions": actions} if actions else {})})
+            actions = {} if asked["oid"] in self.hub.lfs else {"actions": {"upload": address, "verify": address}}
+            objects.append({**asked, "authenticated": True, **actions})
         self._answer(200, {"transfer": "basic", "objects": objects})
 
     def lfs_object(self, oid: str) -> None:
@@ -373,31 +324,24 @@ class _Handler(BaseHTTPRequestHandler):
         is_pull = self.query.get("create_pr") == "1"
         repo = self._repo(repo_id, kind, write=not is_pull)
         parent = self._at(repo_id, revision, kind)
-        files, message = dict(parent.files), ""
-        for line in self.data.splitlines():
-            item = json.loads(line)
-            key, value = item["key"], item["value"]
-            if key == "header":
-                message = value.get("summary", "")
-                if value.get("parentCommit") not in (None, parent.sha):
-                    raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")
-            elif key == "file":
+        header, *items = map(json.loads, self.data.splitlines())
+        if header["value"].get("parentCommit") not in (None, parent.sha):
+            raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")
+        files = dict(parent.files)
+        for key, value in ((item["key"], item["value"]) for item in items):
+            if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.lfs[value["oid"]]
             elif key == "deletedFile":
                 files.pop(value["path"], None)
-            elif key == "deletedFolder":
-                files = {path: data for path, data in files.items() if not path.startswith(value["path"])}
             else:
                 raise Refusal(400, "", f"Unknown operation {key}.")
         if errors := card_errors(files.get("README.md", b"").decode()):
             raise Refusal(400, "", f"Invalid metadata in README.md: {errors[0]}")
-        made = Commit(_commit_sha(parent.sha, message, files), message, files)
+        made = Commit(header["value"]["summary"], files)
         pull: dict[str, Any] = {}
         if is_pull:
-            if revision not in repo.branches:
-                raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
             repo.branches[f"refs/pr/{number}"] = [parent, made]
             pull = {"pullRequestUrl": f"{self.hub.url}/{repo_id}/discussions/{number}"}
@@ -416,7 +360,6 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", r"/api/agent-harnesses", _Handler.harnesses),
     ("GET", _API, _Handler.info),
     ("GET", rf"{_API}/revision{_REVISION}", _Handler.info),
-    ("GET", rf"{_API}/refs", _Handler.refs),
     ("GET", rf"{_API}/tree{_REVISION}(?P<folder>/.*)?", _Handler.tree),
     ("POST", rf"{_API}/paths-info{_REVISION}", _Handler.paths_info),
     ("POST", rf"{_API}/branch{_REVISION}", _Handler.create_branch),
