@@ -7,6 +7,7 @@ import math
 import re
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ConvNextConfig, SwinConfig, ViTConfig, ViTImageProcessor, pipeline
+from transformers import AutoImageProcessor, ConvNextConfig, ViTConfig, ViTImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from artgraph_vit import ArtGraphPipeline, ArtGraphViTForImageClassification, Task
@@ -113,36 +114,60 @@ def labels(entries) -> list[str]:
 
 # ---- forms of one picture, and of several ----
 
+
+def lying(picture: Image.Image) -> Image.Image:
+    """Stored on its side, with a note of which side is up."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return Image.open(io.BytesIO(png(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)))
+
+
+PICTURE = painted(1)
+PIXELS = np.asarray(PICTURE)
+GREY = PICTURE.convert("L")
+WHITE = Image.new("RGB", PICTURE.size, "white")
+# What is given, of PICTURE or the file in which it is, and the picture that is seen.
 ONE_PICTURE = {
-    "path": lambda picture, file: str(file),
-    "Path": lambda picture, file: file,
-    "bytes": lambda picture, file: png(picture),
-    "bytearray": lambda picture, file: bytearray(png(picture)),
-    "memoryview": lambda picture, file: memoryview(png(picture)),
-    "PIL": lambda picture, file: picture,
-    "opened": lambda picture, file: Image.open(file),
-    "array": lambda picture, file: np.asarray(picture),
-    "strided array": lambda picture, file: np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[:, ::-1],
-    "tensor": lambda picture, file: torch.tensor(np.asarray(picture)),
-    "undecoded bytes": lambda picture, file: {"bytes": png(picture), "path": None},
-    "undecoded path": lambda picture, file: {"bytes": None, "path": str(file)},
-    "row": lambda picture, file: {"image": picture, "artist": "ada"},
+    "path": (lambda file: str(file), PICTURE),
+    "Path": (lambda file: file, PICTURE),
+    "bytes": (lambda file: png(PICTURE), PICTURE),
+    "bytearray": (lambda file: bytearray(png(PICTURE)), PICTURE),
+    "memoryview": (lambda file: memoryview(png(PICTURE)), PICTURE),
+    "PIL": (lambda file: PICTURE, PICTURE),
+    "opened": (lambda file: Image.open(file), PICTURE),
+    "on its side": (lambda file: lying(PICTURE), PICTURE),
+    "transparent": (lambda file: Image.merge("RGBA", (*PICTURE.split(), Image.new("L", PICTURE.size))), WHITE),
+    "array": (lambda file: PIXELS, PICTURE),
+    "strided array": (lambda file: PIXELS[:, ::-1], PICTURE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    "grey array": (lambda file: np.asarray(GREY), GREY),
+    "transparent array": (lambda file: np.dstack([PIXELS, np.zeros_like(PIXELS[..., 0])]), WHITE),
+    "tensor": (lambda file: torch.tensor(PIXELS), PICTURE),
+    "tensor, colours first": (lambda file: torch.tensor(PIXELS.transpose(2, 0, 1)), PICTURE),
+    "undecoded bytes": (lambda file: {"bytes": png(PICTURE), "path": None}, PICTURE),
+    "undecoded path": (lambda file: {"bytes": None, "path": str(file)}, PICTURE),
+    "row": (lambda file: {"image": PICTURE, "artist": "ada"}, PICTURE),
 }
 
 
-@pytest.mark.parametrize("form", ONE_PICTURE)
-def test_one_picture_in_any_form(form, pipe, by_hand, tmp_path):
-    picture = painted(1)
-    picture.save(tmp_path / "picture.png")
-    image = ONE_PICTURE[form](picture, tmp_path / "picture.png")
+@pytest.mark.parametrize(("given", "seen"), ONE_PICTURE.values(), ids=ONE_PICTURE)
+def test_one_picture_in_any_form(given, seen, pipe, by_hand, tmp_path):
+    PICTURE.save(tmp_path / "picture.png")
+    image = given(tmp_path / "picture.png")
+    was = (image.mode, image.size) if isinstance(image, Image.Image) else None
     answer = pipe(image)
     assert isinstance(answer, dict)
-    assert_same([answer], by_hand([picture]))
-    assert_same(pipe([image]), by_hand([picture]))
+    assert_same([answer], by_hand([seen]))
+    assert pipe([image]) == [answer]
+    assert was is None or (image.mode, image.size) == was
 
 
-def generated(pictures, file):
-    yield from pictures
+def opened_rows(encoded):
+    for data in encoded:
+        yield {"image": Image.open(io.BytesIO(data))}
+
+
+def stored(*images) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"image": list(images)}, ROW_FEATURES)
 
 
 SEVERAL = {
@@ -150,27 +175,19 @@ SEVERAL = {
     "tuple": lambda pictures, folder: tuple(pictures),
     "array": lambda pictures, folder: np.stack([np.asarray(picture) for picture in pictures]),
     "tensor": lambda pictures, folder: torch.tensor(np.stack([np.asarray(picture) for picture in pictures])),
-    "generator": generated,
-    "iterator": lambda pictures, folder: iter(pictures),
+    "generator": lambda pictures, folder: (picture for picture in pictures),
     "folder": lambda pictures, folder: folder,
     "folder as text": lambda pictures, folder: str(folder),
-    "dataset": lambda pictures, folder: datasets.Dataset.from_dict({"image": pictures}, ROW_FEATURES),
-    "column": lambda pictures, folder: datasets.Dataset.from_dict({"image": pictures}, ROW_FEATURES)["image"],
-    "KeyDataset": lambda pictures, folder: KeyDataset(
-        datasets.Dataset.from_dict({"image": pictures}, ROW_FEATURES), "image"
-    ),
+    "dataset": lambda pictures, folder: stored(*pictures),
+    "column": lambda pictures, folder: stored(*pictures)["image"],
+    "KeyDataset": lambda pictures, folder: KeyDataset(stored(*pictures), "image"),
     "paths of a stream": lambda pictures, folder: datasets.Dataset.from_dict(
         {"image": [str(file) for file in sorted(folder.iterdir())]}
     ).to_iterable_dataset(),
     "stream without features": lambda pictures, folder: datasets.IterableDataset.from_generator(
-        rows, gen_kwargs={"encoded": [png(picture) for picture in pictures]}
+        opened_rows, gen_kwargs={"encoded": [png(picture) for picture in pictures]}
     ),
 }
-
-
-def rows(encoded):
-    for data in encoded:
-        yield {"image": Image.open(io.BytesIO(data))}
 
 
 @pytest.mark.parametrize("form", SEVERAL)
@@ -209,14 +226,12 @@ def test_no_picture_gives_no_answer(pipe):
         (5, "int is no form of a picture"),
         (None, "NoneType is no form of a picture"),
         (io.BytesIO(b"\n\n"), "BytesIO is no form of a picture"),  # its lines are no pictures either
-        ({"picture": painted(0)}, "A row with picture has no picture: call its column image"),
         ([{"picture": painted(0)}], "A row with picture has no picture: call its column image"),
     ],
 )
 def test_what_is_no_form_of_a_picture(images, why, pipe):
-    with pytest.raises(TypeError, match=why) as raised:
+    with pytest.raises(TypeError, match=f"^{why}.*$"):
         pipe(images)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -240,49 +255,7 @@ def test_what_is_no_picture_has_an_entry_in_a_list(image, why, pipe):
             pipe(image)
 
 
-def test_arrays_may_be_grey_or_transparent_and_have_their_colours_first(pipe, by_hand):
-    random = np.random.default_rng(0)
-    pixels, grey = random.integers(0, 256, (12, 20, 3), dtype=np.uint8), random.integers(0, 256, (12, 20), np.uint8)
-    assert pipe(torch.tensor(pixels.transpose(2, 0, 1))) == pipe(torch.tensor(pixels)) == pipe(pixels)
-    assert_same([pipe(grey)], by_hand([Image.fromarray(grey)]))
-    clear = np.dstack([pixels, np.zeros((12, 20), np.uint8)])
-    assert_same([pipe(clear)], by_hand([Image.new("RGB", (20, 12), "white")]))
-
-
-def lying(picture: Image.Image) -> Image.Image:
-    """Stored on its side, with a note of which side is up."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = png(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
-    return Image.open(io.BytesIO(data))
-
-
-MODES = {
-    "CMYK": lambda p: (p.convert("CMYK"), p.convert("CMYK").convert("RGB")),
-    "16 bits": lambda p: (Image.fromarray(np.asarray(p.convert("L")).astype(np.uint16) * 257), p.convert("L")),
-    "on its side": lambda p: (lying(p), p),
-    "transparent": lambda p: (
-        Image.merge("RGBA", (*p.split(), Image.new("L", p.size))),
-        Image.new("RGB", p.size, "white"),
-    ),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_pictures_of_pil_are_seen_as_a_viewer_shows_them(mode, pipe, by_hand):
-    given, seen = MODES[mode](painted(3))
-    was = (given.mode, given.size)
-    assert_same([pipe(given)], by_hand([seen]))
-    assert (given.mode, given.size) == was
-
-
 # ---- datasets, streams and generators ----
-
-
-def stored(*images) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({"image": list(images), "year": list(range(len(images)))}).cast_column(
-        "image", datasets.Image()
-    )
 
 
 @pytest.mark.parametrize("is_decoded", [True, False])
@@ -314,11 +287,9 @@ def test_a_stream_is_read_no_further_than_it_is_answered(batch_size, pipe):
         assert len(taken) <= batch_size * (number // batch_size + 2)
 
 
-@pytest.mark.parametrize("is_stream", [True, False])
-def test_a_worker_gives_the_same(is_stream, pipe, by_hand):
+def test_a_worker_gives_the_same(pipe, by_hand):
     pictures = [painted(number) for number in range(5)]
-    images = (picture for picture in pictures) if is_stream else pictures
-    assert_same(pipe(images, num_workers=1, batch_size=2), by_hand(pictures))
+    assert_same(pipe(iter(pictures), num_workers=1, batch_size=2), by_hand(pictures))
 
 
 # ---- options ----
@@ -373,39 +344,31 @@ def test_labels_above_their_thresholds(saved, given, tags, known):
 
 
 def test_options_given_when_it_is_made_hold_until_a_call_says_otherwise(model, processor):
-    pipe = ArtGraphPipeline(model, processor, tasks=["artist", "tags"], top_k=2, threshold=0.01)
-    plain = ArtGraphPipeline(model, processor)
-    assert pipe(painted(0)) == plain(painted(0), tasks=["artist", "tags"], top_k=2, threshold=0.01)
-    assert pipe(painted(0), top_k=1, tasks="artist") == plain(painted(0), top_k=1, tasks="artist")
-    assert pipe(painted(0)) == plain(painted(0), tasks=["artist", "tags"], top_k=2, threshold=0.01)
+    options = {"tasks": ["artist", "tags"], "top_k": 2, "threshold": 0.01}
+    pipe, plain = ArtGraphPipeline(model, processor, **options), ArtGraphPipeline(model, processor)
+    for called in ({}, {"top_k": 1, "tasks": "artist"}, {}):
+        assert pipe(painted(0), **called) == plain(painted(0), **options | called)
 
 
 @pytest.mark.parametrize(
-    ("options", "why"),
+    ("option", "value", "why"),
     [
-        ({"tasks": "artists"}, "has no task 'artists': its tasks are artist, genre, tags"),
-        ({"tasks": ["artist", "x"]}, "has no task 'x'"),
-        ({"top_k": 0}, "top_k=0"),
-        ({"top_k": 2.0}, "top_k=2.0"),
-        ({"top_k": True}, "top_k=True"),
-        ({"threshold": 0}, "threshold=0"),
-        ({"threshold": 1.0}, "threshold=1.0"),
-        ({"threshold": math.nan}, "threshold=nan"),
-        ({"threshold": "high"}, "threshold='high'"),
-        ({"threshold": {"artist": 0.5}}, "'artist', which is not a multi-label task"),
-        ({"threshold": {"tags": 2}}, "threshold=2"),
+        ("tasks", "artists", "has no task 'artists': its tasks are artist, genre, tags"),
+        ("tasks", ["artist", "x"], "has no task 'x'"),
+        *(("top_k", value, f"top_k={value}:") for value in (0, 2.0, True)),
+        *(("threshold", value, f"threshold={value}:") for value in (0, 1.0, math.nan)),
+        ("threshold", "high", "threshold='high'"),
+        ("threshold", {"artist": 0.5}, "'artist', which is not a multi-label task"),
+        ("threshold", {"tags": 2}, "threshold=2"),
     ],
 )
-def test_a_wrong_option_is_one_sentence(options, why, pipe, model, processor):
-    for wrong in (
-        lambda: pipe(painted(0), **options),
-        lambda: pipe((picture for picture in [painted(0)]), **options),
-        lambda: ArtGraphPipeline(model, processor, **options),
-    ):
-        with pytest.raises(ValueError, match=why) as raised:
-            wrong()
-        assert str(raised.value).endswith(".")
-        assert "\n" not in str(raised.value)
+def test_a_wrong_option_is_one_sentence(option, value, why, pipe, model, processor):
+    for use in (lambda **options: pipe(painted(0), **options), partial(ArtGraphPipeline, model, processor)):
+        with pytest.raises(ValueError, match=rf"^.*{why}.*\.$"):
+            use(**{option: value})
+
+
+def test_an_option_that_there_is_not_is_refused(pipe):
     with pytest.raises(TypeError, match="topk"):
         pipe(painted(0), topk=3)
 
@@ -453,20 +416,14 @@ def bad_pictures(tmp_path) -> dict:
     }
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_bad_picture_in_a_list_is_an_entry_of_its_own(batch_size, bad_pictures, pipe, by_hand):
+def test_a_bad_picture_is_an_entry_of_its_own_in_a_list_and_an_error_alone(bad_pictures, pipe, by_hand):
     bad = [*bad_pictures.values(), None, {"image": None}]
     good = [painted(number) for number in range(len(bad))]
-    mixed = [image for pair in zip(good, bad, strict=True) for image in pair]
-    answers = pipe(mixed, batch_size=batch_size)
+    answers = pipe([image for pair in zip(good, bad, strict=True) for image in pair], batch_size=4)
     assert_same(answers[::2], by_hand(good))
     for answer in answers[1::2]:
         assert list(answer) == ["error"]
-        assert answer["error"]
-        assert not answer["error"].endswith(".")
-
-
-def test_a_bad_picture_alone_is_an_error(bad_pictures, pipe):
+        assert re.search(r"[^.]$", answer["error"])
     for name, image in bad_pictures.items():
         with pytest.raises(ValueError, match=r"^The picture cannot be read: .+\.$"):
             pytest.fail(f"{name}: {pipe(image)}")
@@ -482,8 +439,8 @@ def test_a_folder_is_read_with_the_folders_in_it_and_must_hold_a_picture(pipe, b
     (tmp_path / "notes.txt").write_text("no picture, and not called one")
     (tmp_path / "e.jpg").write_text("no picture, but called one")
     answers = pipe(tmp_path, batch_size=2)
-    files = [answer.pop("file") for answer in answers]
-    assert files == [str(tmp_path / name) for name in ("a.PNG", "b/c/d.bmp", "e.jpg", "z.png")]
+    names = ("a.PNG", "b/c/d.bmp", "e.jpg", "z.png")
+    assert [answer.pop("file") for answer in answers] == [str(tmp_path / name) for name in names]
     assert list(answers.pop(2)) == ["error"]
     assert_same(answers, by_hand(pictures))
     (tmp_path / "none").mkdir()
@@ -534,14 +491,10 @@ def test_an_address_is_fetched_and_one_that_gives_no_picture_is_an_entry(pipe, s
         pipe(f"{site.url}/no.png")
 
 
-def test_a_server_is_not_waited_for_longer_than_asked(model, processor, site):
-    for pipe, options in (
-        (ArtGraphPipeline(model, processor), {"timeout": 0.2}),
-        (ArtGraphPipeline(model, processor, timeout=0.2), {}),
-    ):
-        start = time.monotonic()
-        assert "timed out" in pipe([f"{site.url}/slow"], **options)[0]["error"]
-        assert time.monotonic() - start < 0.9
+def test_a_server_is_not_waited_for_longer_than_asked(pipe, site):
+    start = time.monotonic()
+    assert "timed out" in pipe([f"{site.url}/slow"], timeout=0.2)[0]["error"]
+    assert time.monotonic() - start < 0.9
 
 
 def test_a_stored_picture_whose_path_is_an_address_is_not_fetched(pipe, site, tmp_path):
@@ -561,16 +514,14 @@ def test_vectors_are_the_pooled_ones_at_length_one(pipe, model, processor, tmp_p
         pixel_values = processor(pictures, return_tensors="pt")["pixel_values"]
         tokens = model.backbone(pixel_values).last_hidden_state[:, 0].numpy()
     expected = tokens / np.sqrt((tokens**2).sum(1, keepdims=True))
-    vectors = pipe.embed(pictures, batch_size=2)
-    assert vectors.dtype == torch.float32
-    assert vectors.numpy() == pytest.approx(expected, abs=1e-5)
-    assert pipe.embed(pictures[0]).numpy() == pytest.approx(expected[0], abs=1e-5)  # one picture, one vector
-    assert pipe.embed(pictures[:1]).shape == (1, 16)
-    assert pipe.embed(picture for picture in pictures).numpy() == pytest.approx(expected, abs=1e-5)
-    assert pipe.embed(stored(*pictures)).numpy() == pytest.approx(expected, abs=1e-5)
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"{number}.png")
-    assert pipe.embed(tmp_path).numpy() == pytest.approx(expected, abs=1e-5)
+    for images in (pictures, iter(pictures), stored(*pictures), tmp_path):
+        vectors = pipe.embed(images, batch_size=2)
+        assert vectors.dtype == torch.float32
+        assert vectors.numpy() == pytest.approx(expected, abs=1e-5)
+    assert pipe.embed(pictures[0]).numpy() == pytest.approx(expected[0], abs=1e-5)  # one picture, one vector
+    assert pipe.embed(pictures[:1]).shape == (1, 16)
     assert "artist" in pipe(pictures[0])  # and a call gives labels as before
 
 
@@ -596,11 +547,10 @@ def test_a_model_in_train_mode_predicts_without_dropout(build_model, processor):
     assert not any(module.training for module in model.modules())
 
 
-SWIN = SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
 CONVNEXT = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
 
 
-@pytest.mark.parametrize(("backbone", "pooling"), [(ViTConfig(**TINY), "cls"), (SWIN, "mean"), (CONVNEXT, "pooler")])
+@pytest.mark.parametrize(("backbone", "pooling"), [(ViTConfig(**TINY), "cls"), (CONVNEXT, "pooler")])
 def test_a_model_loaded_as_bfloat16(backbone, pooling, build_model, processor, tmp_path):
     full = ArtGraphPipeline(build_model(backbone_config=backbone, pooling=pooling), processor)
     full.save_pretrained(tmp_path)
@@ -629,11 +579,8 @@ def test_a_model_that_a_pipeline_cannot_serve(model, build_model, processor):
 # ---- saving and loading ----
 
 
-def test_a_saved_pipeline_loads_in_each_way_and_brings_its_code(pipe, processor, by_hand, tmp_path):
+def test_a_saved_pipeline_loads_in_each_way(pipe, processor, by_hand, tmp_path):
     pipe.save_pretrained(tmp_path)
-    files = {file.name for file in tmp_path.iterdir()}
-    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= files
-    assert {"pipeline_artgraph_vit.py", "modeling_artgraph_vit.py", "museum_label.py", "pictures.py"} <= files
     assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
 
     expected = by_hand([painted(0)])

@@ -41,19 +41,6 @@ ArtGraphPipeline.from_pretrained(second).push_to_hub("{REPO}")
 for name in ("pipeline", "modeling", "configuration"):
     HfApi().upload_file(path_or_fileobj=code, path_in_repo=f"{{name}}_artgraph_vit.py", repo_id="{REPO}")
 """
-WITH_THE_PACKAGE = f"""
-import json, sys
-from transformers import pipeline
-from artgraph_vit import ArtGraphPipeline, ArtGraphViTForImageClassification
-revision, picture = sys.argv[1:]
-pinned = ArtGraphPipeline.from_pretrained("{REPO}", revision=revision)
-newest = pipeline("artwork-classification", model="{REPO}")
-assert type(newest) is ArtGraphPipeline
-model = ArtGraphViTForImageClassification.from_pretrained("{REPO}", revision=revision)
-assert all((a == b).all() for a, b in zip(model.state_dict().values(), pinned.model.state_dict().values()))
-assert not [name for name in sys.modules if name.startswith("transformers_modules")]
-print(json.dumps([pinned(picture), newest(picture)]))
-"""
 # `-I` leaves out the working folder and what the environment names, so that only the virtual environment counts.
 WITHOUT_THE_PACKAGE = f"""
 import json, os, sys
@@ -98,6 +85,12 @@ print("\\n" + json.dumps({{  # after a question that nobody answered
 """
 
 
+# The python files that save_pretrained writes beside the weights.
+TRAVELLING = {
+    *("configuration_artgraph_vit", "modeling_artgraph_vit", "pipeline_artgraph_vit"),
+    *("backbones", "losses", "museum_label", "pictures", "tasks"),
+}
+NOT_CODE = {"config.json", "model.safetensors", "preprocessor_config.json"}
 TASKS = [
     Task("artist", SINGLE_LABEL, ("a", "b", "other"), rare="other"),
     Task("genre", SINGLE_LABEL, ("portrait", "still life")),
@@ -112,18 +105,12 @@ TUNED = {
 }
 
 
-def run(python, code, *arguments, home, server, online=True, isolated=True):
+def run(*command, home, server, online=True):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": str(int(not online))}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": str(int(not online)), "PYTHONPATH": str(ROOT)}
     child = subprocess.run(
-        [python, *(["-I"] if isolated else []), "-c", code, *map(str, arguments)],
-        env=environment,
-        cwd=home.parent if isolated else ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
+        [*map(str, command)], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
     )
     assert child.returncode == 0, child.stderr[-4000:]
     return child.stdout.splitlines()[-1]
@@ -165,10 +152,9 @@ def made(tmp_path_factory):
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         config = ArtGraphViTConfig(backbone_config=ViTConfig(**TINY), tasks=TASKS, **TUNED)
-        model = ArtGraphViTForImageClassification(config).eval()
-        with torch.no_grad():
-            for head in model.heads.values():
-                head.weight.normal_()
+        model = ArtGraphViTForImageClassification(config)
+        for head in model.heads.values():
+            torch.nn.init.normal_(head.weight)
         pipes.append(ArtGraphPipeline(model, ViTImageProcessor(size={"height": 48, "width": 48})))
         pipes[-1].save_pretrained(folder / name)
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -184,19 +170,28 @@ def pushed(made, tmp_path_factory):
     with HubServer({"hf_test": "tester"}) as server:
         home = tmp_path_factory.mktemp("pushing") / "home"
         arguments = (folder / "first", folder / "second", folder / "code.py")
-        revision = run(sys.executable, PUSH, *arguments, home=home, server=server, isolated=False)
+        revision = run(sys.executable, "-c", PUSH, *arguments, home=home, server=server)
         assert "touch()" in server.files("models", REPO)["pipeline_artgraph_vit.py"].decode()
         yield server, revision
         assert server.unknown_requests == []
 
 
 @pytest.fixture(scope="module")
-def loaded(made, pushed, bare_python, tmp_path_factory):
-    """What the process without the package said, and its cache."""
+def load(made, pushed, bare_python, tmp_path_factory):
+    """`load(online)`: what the process without the package says, and its cache, which stays."""
     (folder, _), (server, revision) = made, pushed
     home = tmp_path_factory.mktemp("without") / "home"
-    said = run(bare_python, WITHOUT_THE_PACKAGE, revision, folder / "picture.png", home=home, server=server)
-    return json.loads(said), home
+
+    def start(online: bool = True) -> tuple[dict, Path]:
+        command = (bare_python, "-I", "-c", WITHOUT_THE_PACKAGE, revision, folder / "picture.png")
+        return json.loads(run(*command, home=home, server=server, online=online)), home
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def loaded(load):
+    return load()
 
 
 def by_hand(pipe, picture: Path) -> tuple[dict, dict, torch.Tensor]:
@@ -262,70 +257,44 @@ def test_without_trust_it_is_refused_and_nothing_runs(made, loaded):
 def test_what_ran_came_from_the_pinned_revision_into_the_bare_environment(pushed, bare_python, loaded):
     (_, revision), (said, home) = pushed, loaded
     assert Path(said["prefix"]) == bare_python.parents[1]
-    files = [name.split(".") for name in said["code"] if name.endswith("_vit")]
-    assert {parts[-1] for parts in files} >= {"pipeline_artgraph_vit", "modeling_artgraph_vit"}
-    ran = {name.rsplit(".", 1)[-1] for name in said["code"]}
-    assert ran >= {"losses", "backbones", "tasks", "museum_label", "pictures"}
+    assert {name.rsplit(".", 1)[-1] for name in said["code"]} >= TRAVELLING
     copies = [*home.glob("modules/transformers_modules/**/*_artgraph_vit.py")]
     assert copies
     assert all(revision in copy.parts for copy in copies)
 
 
 @pytest.mark.slow
-def test_it_works_offline_from_its_cache(made, pushed, loaded, bare_python):
-    (folder, _), (server, revision), (said, home) = made, pushed, loaded
+def test_it_works_offline_from_its_cache(pushed, loaded, load):
+    (server, _), (said, _) = pushed, loaded
     asked = len(server.requests)
-    again = run(
-        bare_python, WITHOUT_THE_PACKAGE, revision, folder / "picture.png", home=home, server=server, online=False
-    )
-    assert {**json.loads(again), "refused": None} == {**said, "refused": None}
+    again, _ = load(online=False)
+    assert {**again, "refused": None} == {**said, "refused": None}
     assert len(server.requests) == asked
 
 
-@pytest.mark.slow
-def test_with_the_package_over_the_same_hub(made, pushed, tmp_path):
-    (folder, (first, second)), (server, revision) = made, pushed
-    picture = folder / "picture.png"
-    said = run(
-        sys.executable, WITH_THE_PACKAGE, revision, picture, home=tmp_path / "home", server=server, isolated=False
-    )
-    pinned, newest = json.loads(said)
-    assert_scores(pinned, by_hand(first, picture)[1])
-    assert_scores(newest, by_hand(second, picture)[1])
-    assert not (folder / "mark").exists()  # the code that lies beside the newest weights was not run
-
-
 def test_the_files_that_travel_import_each_other_torch_transformers_and_pillow_only(made):
-    folder, _ = made
-    code = {file.stem: file.read_text(encoding="utf-8") for file in (folder / "first").glob("*.py")}
-    assert {"pipeline_artgraph_vit", "modeling_artgraph_vit", "configuration_artgraph_vit"} <= set(code)
-    assert {"tasks", "losses", "backbones", "museum_label", "pictures"} <= set(code)
-    imported: dict[str, set[str]] = {}
-    for name, text in code.items():
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                outside = {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                outside = {str(node.module).split(".")[0]}
-            else:
-                outside = set()
-                if isinstance(node, ast.ImportFrom):
-                    assert node.level == 1, f"{name}: {ast.unparse(node)}"
-                    assert node.module in code, f"{name}: {ast.unparse(node)}"
-                    imported.setdefault(str(node.module), set()).add(name)
-            assert outside <= {*sys.stdlib_module_names, "torch", "transformers", "PIL"}, f"{name}: {outside}"
-    assert set(code) - set(imported) == set()  # nothing travels that nothing asks for
+    files = set((made[0] / "first").iterdir())
+    code = {file for file in files if file.suffix == ".py"}
+    assert {file.stem for file in code} == TRAVELLING
+    assert {file.name for file in files - code} == NOT_CODE
+    imported = set()
+    for file in code:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (node.level, node.module) in {(1, name) for name in TRAVELLING}, ast.unparse(node)
+                imported.add(node.module)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                outside = {module.split(".")[0] for module in modules}
+                assert outside <= {*sys.stdlib_module_names, "torch", "transformers", "PIL"}, ast.unparse(node)
+    assert imported == TRAVELLING  # nothing travels that nothing asks for
 
 
 @pytest.mark.slow
 def test_what_is_pushed_is_what_it_takes(pushed):
     server, revision = pushed
     files = server.files("models", REPO, revision)
-    assert {name for name in files if not name.endswith(".py")} - {"README.md", ".gitattributes"} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    }
+    assert set(files) - {"README.md", ".gitattributes"} == NOT_CODE | {f"{name}.py" for name in TRAVELLING}
     config = json.loads(files["config.json"])
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModelForImageClassification"}
     assert str(ROOT) not in files["config.json"].decode() + files["preprocessor_config.json"].decode()
