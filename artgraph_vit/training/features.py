@@ -2,7 +2,7 @@
 
 With a backbone in eval mode and pictures that are neither augmented nor mixed, a pooled vector never changes, so E
 epochs need one pass of the backbone instead of E. The vectors lie in one float32 file, keyed by all that they depend
-on, each written at the place of its row whatever the order in which it comes; a later run finds it again.
+on, each at the place of its row whatever the order in which it comes; a later run finds it again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from transformers.utils import logging
 
 from ..data.batches import PictureTransform, picture_transform
 from ..errors import as_user_error
+from ..files import atomic_write
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 
 if TYPE_CHECKING:
@@ -131,6 +130,9 @@ def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
 @torch.no_grad()
 def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path, shape: tuple[int, int]) -> None:
     """One pass over the pictures; one process a machine writes."""
+    advice = "free some space, choose another --feature_cache_dir, or pass --cache_frozen_features false."
+    with as_user_error(f"The features of the frozen backbone cannot be kept in {path.parent}", advice, (OSError,)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     model: Any = trainer.model
     was_training = model.training
     model.eval()
@@ -140,48 +142,21 @@ def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path, shape: tup
         unit="picture",
         disable=trainer.args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    seen = np.zeros(len(pictures), dtype=bool)
-    with bar, _written(path, shape, trainer.is_local_process_zero()) as file:
-        start = file.tell() if file is not None else 0
+    vectors = np.full(shape, np.nan, dtype=np.float32)
+    with bar:
         for batch in trainer.get_test_dataloader(_NumberedRows(pictures)):
             pixels = {"pixel_values": batch["pixel_values"].to(trainer.args.device)}
             with trainer.compute_loss_context_manager():
                 pooled = model(**trainer.normalize_pixels(pixels)).pooled
             numbers = batch["numbers"].to(trainer.args.device)
             pooled, numbers = trainer.accelerator.gather_for_metrics((pooled.float(), numbers))  # without padding
-            for number, vector in zip(numbers.tolist(), pooled.cpu().numpy(), strict=True):
-                seen[number] = True
-                if file is not None:
-                    file.seek(start + number * vector.nbytes)
-                    file.write(vector.tobytes())
+            vectors[numbers.cpu().numpy()] = pooled.cpu().numpy()
             bar.update(len(pooled))
-        if not seen.all():
-            raise RuntimeError(f"{(~seen).sum()} pictures have no features; this is a mistake in artgraph_vit.")
     model.train(was_training)
+    if trainer.is_local_process_zero():
+        with atomic_write(path, writer=os.getpid()) as part, open(part, "wb") as file:
+            np.save(file, vectors)
     trainer.accelerator.wait_for_everyone()
-
-
-@contextmanager
-def _written(path: Path, shape: tuple[int, int], is_writer: bool) -> Iterator[BinaryIO | None]:
-    """A file for the rows of a float32 array, under its name only when it is whole; None for who does not write.
-
-    Written as it comes, not mapped: a full disk is then an error, where a mapped file would end the process.
-    """
-    if not is_writer:
-        yield None
-        return
-    advice = "free some space, choose another --feature_cache_dir, or pass --cache_frozen_features false."
-    with as_user_error(f"The features of the frozen backbone cannot be kept in {path.parent}", advice, (OSError,)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-            try:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                yield file  # type: ignore[misc]
-                file.close()
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
 
 
 def _key(trainer: ArtGraphTrainer, transform: PictureTransform, pictures: Dataset) -> str:
