@@ -26,7 +26,7 @@ test-all: $(VENV)/installed
 bench: $(VENV)/installed
 	mkdir -p runs/bench
 	set -e; for name in training_step frozen_features evaluation_memory scaling input_pipeline \
-	  prediction onnx_latency; do \
+	  prediction onnx_latency unused_parameters; do \
 	  $(BIN)/python benchmarks/$$name.py --out runs/bench/$$name.md; done
 
 quality: $(VENV)/installed
