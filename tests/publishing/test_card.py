@@ -97,7 +97,7 @@ def test_nothing_is_invented():
     assert "Their language" not in text
     assert "trained from a random start" in text
     assert "bins of 0.01 of the logit" in rendered()
-    without = {name: value for name, value in results().measured.flat().items() if "average_precision" not in name}
+    without = {name: value for name, value in results().metrics.items() if "average_precision" not in name}
     assert "bins of" not in rendered(metrics=without)
 
 
@@ -221,8 +221,8 @@ def test_the_snippets_of_the_card_run_as_written(tmp_path, monkeypatch, capsys):
     ArtGraphViTForImageClassification(tasks).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     Image.new("RGB", (50, 40), "teal").save(tmp_path / "painting.jpg")
-    made = json.loads(json.dumps(results().to_dict()).replace("artist", "maker").replace("tags", "subjects"))
-    card = render_card(Results.from_dict(made), tasks, "run", CardOptions(repo_id=str(folder)))
+    made = json.loads(json.dumps(vars(results())).replace("artist", "maker").replace("tags", "subjects"))
+    card = render_card(Results(**made), tasks, "run", CardOptions(repo_id=str(folder)))
     snippets = re.findall(r"```python\n(.*?)```", card, re.S)
     assert len(snippets) == 3
     monkeypatch.chdir(tmp_path)
