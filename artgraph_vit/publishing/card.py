@@ -52,11 +52,7 @@ FORMS = {
 
 @dataclass
 class CardOptions:
-    """What the model card says that a run cannot know.
-
-    Raises:
-        UserError: if the licence, its link or a language is not written as the Hub reads it.
-    """
+    """What the model card says that a run cannot know; what the Hub would not read of it is a `UserError`."""
 
     _argument_group_name: ClassVar[str] = "model card"
 

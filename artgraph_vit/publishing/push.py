@@ -76,15 +76,15 @@ def push_run(
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool | None = None) -> str:
-    """Uploads the folder that [`prepare_dataset`] wrote, its card with the repository's name, and returns the address
-    of the commit; what is there already is not sent again, and shards of an earlier preparation are taken away. The
-    arguments and errors are those of [`push_run`]."""
+    """Uploads the folder that [`prepare_dataset`] wrote, takes shards of an earlier preparation away, and returns the
+    address of the commit. Arguments and errors are those of [`push_run`]."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
     paths = [path for pattern in PUBLISHED_OF_DATASETS for path in folder.glob(pattern)]
     files = {"README.md": card.encode(), **{str(path.relative_to(folder)): path for path in paths}}
-    message = "Upload artworks prepared for training"
-    return _upload(folder, repo_id, files, ("data/*",), message, "dataset", private).commit_url
+    return _upload(
+        folder, repo_id, files, ("data/*",), "Upload artworks prepared for training", "dataset", private
+    ).commit_url
 
 
 def dry_run(folder: Path, repo_id: str, card: Mapping[str, Any] | None = None) -> str:
@@ -126,8 +126,10 @@ def _publication(
         raise UserError(f"The card would link to LICENSE, which {folder} lacks: put the text of the licence there.")
     with as_user_error(f"{folder} cannot be read", "give the output folder of a finished run."):
         config = ArtGraphViTConfig.from_pretrained(folder)
-        if "trainer_state.json" in files:
-            files["trainer_state.json"] = _without_paths(files["trainer_state.json"])
+        if "trainer_state.json" in files:  # it names the best checkpoint by its path on the machine of the run
+            state = json.loads(files["trainer_state.json"].read_text(encoding="utf-8"))
+            state["best_model_checkpoint"] = PurePosixPath(state.get("best_model_checkpoint") or "").name or None
+            files["trainer_state.json"] = (json.dumps(state, indent=2) + "\n").encode()
     files["README.md"] = render_card(results, config, folder.name, options, list(files)).encode()
     return files, results, options
 
@@ -161,14 +163,6 @@ def _files_of_run(folder: Path) -> dict[str, Any]:
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     path = PurePosixPath(name)
     return any(path.match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-
-
-def _without_paths(path: Path) -> bytes:
-    """The trainer's state names the best checkpoint by its path on the machine of the run: its own name is enough."""
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if state.get("best_model_checkpoint"):
-        state["best_model_checkpoint"] = PurePosixPath(state["best_model_checkpoint"]).name
-    return (json.dumps(state, indent=2) + "\n").encode()
 
 
 # ---- the Hub ----

@@ -35,7 +35,7 @@ def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset
         counts = label_counts(rows, task)
         if not task.is_multi_label:
             model.set_class_weights({task.name: inverse_power_weights(counts, CLASS_WEIGHTS[class_weights])})
-        elif model.config.max_positive_weight is not None:
+        elif model.config.max_positive_weight > 1:
             positives = counts.clamp(min=1).double()
             weights = (known_row_count(rows, task) - positives) / positives
             bounded = weights.clamp(min=1, max=model.config.max_positive_weight)

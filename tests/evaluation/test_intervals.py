@@ -71,6 +71,9 @@ def test_values_are_those_of_the_metrics():
     metrics = MultiTaskMetrics(TASKS, keep_scores=True)
     for rows in torch.arange(90).split(40):
         metrics.update({k: v[rows] for k, v in logits.items()}, {k: v[rows] for k, v in labels.items()})
+    for name, (scores, actual) in metrics.scores().items():  # in the order of the rows
+        assert scores.equal(logits[name].float())
+        assert actual.equal(labels[name])
     expected = metrics.compute()
     found = macro_f1_intervals(TASKS, metrics.decisions())
     assert (found["resamples"], found["seed"], found["confidence"]) == (1000, 42, 0.95)
