@@ -26,12 +26,11 @@ from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from .card import CardOptions, render_card
 
 MODELING = "modeling_artgraph_vit.py"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-# Of these the repository keeps none that the folder lacks: old weights beside new ones would be loaded in their place.
-REPLACED = ("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX, "figures/*.png")
-NEEDED = ("config.json", "preprocessor_config.json", "results.json")
-PUBLISHED = (*REPLACED, *NEEDED, "trainer_state.json", "labels.csv", "LICENSE")
-PUBLISHED_OF_DATASETS = ("data/*.parquet", "figures/*.png", "vocabulary.json", "report.json")
+WEIGHTS = "model.safetensors"
+FIGURES = "figures/*.png"  # of these the repository keeps none that the folder lacks
+NEEDED = ("config.json", "preprocessor_config.json", "results.json", WEIGHTS)
+PUBLISHED = (*NEEDED, FIGURES, "trainer_state.json", "labels.csv", "LICENSE")
+PUBLISHED_OF_DATASETS = ("data/*.parquet", FIGURES, "vocabulary.json", "report.json")
 
 
 def push_run(
@@ -71,7 +70,7 @@ def push_run(
         part.write_text(text, encoding="utf-8")
     results.write(folder)  # remembers the options, for the next push
     message = "Upload a trained ArtGraph ViT"
-    commit = _upload(folder, repo_id, files, REPLACED, message, "model", private, revision, create_pr)
+    commit = _upload(folder, repo_id, files, (FIGURES,), message, "model", private, revision, create_pr)
     return commit.pr_url or commit.commit_url
 
 
@@ -142,17 +141,14 @@ def _files_of_run(folder: Path) -> dict[str, Any]:
         for path in sorted([*folder.glob("*"), *folder.glob("figures/*")])
         if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(folder.resolve())
     }
-    weights, code = ["model.safetensors"], {MODELING}
-    with as_user_error(f"{folder} holds no whole model", "save it again.", kinds=(*LIBRARY_ERRORS, KeyError)):
-        if WEIGHTS_INDEX in files and "model.safetensors" not in files:
-            index = json.loads(files[WEIGHTS_INDEX].read_text(encoding="utf-8"))
-            weights = sorted(set(index["weight_map"].values()))
+    code = {MODELING}
+    with as_user_error(f"{folder} holds no whole model", "save it again."):
         if MODELING in files:
             code |= {Path(file).name for file in get_relative_import_files(files[MODELING])}
-        for name in set(weights) & set(files):
-            with safe_open(files[name], "np"):  # half written, or something else under this name?
+        if WEIGHTS in files:
+            with safe_open(files[WEIGHTS], "np"):  # half written, or something else under this name?
                 pass
-    if missing := [name for name in (*NEEDED, *weights, *sorted(code)) if name not in files]:
+    if missing := [name for name in (*NEEDED, *sorted(code)) if name not in files]:
         raise UserError(
             f"{folder} lacks {', '.join(missing)} (a link that leads out of it is not followed): give the output "
             "folder of a finished run."
