@@ -209,7 +209,7 @@ def as_words(**options: Any) -> list[str]:
 
 def train(words: Sequence[str]) -> dict[str, Any]:
     """One run, as scripts/train.py makes it with these options."""
-    return run(*parse_options(OPTION_CLASSES, words)).to_dict()
+    return vars(run(*parse_options(OPTION_CLASSES, words)))
 
 
 def run_quietly(name: str, words: list[str], path: Path, threads: int) -> tuple[str, float]:

@@ -14,7 +14,7 @@ checkpoint's own; give the same data options as in training to get the same spli
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from artgraph_vit.data.options import DataArguments
+from artgraph_vit.data.options import DataArguments, choice, option
 from artgraph_vit.errors import run_script
 from artgraph_vit.evaluation.intervals import FEWEST
 from artgraph_vit.publishing.card import CardOptions
@@ -30,15 +30,11 @@ class EvaluationArguments:
     _argument_group_name: ClassVar[str] = "evaluation"
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of a trained model."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    split: str = field(default="test", metadata={"help": "Which split.", "choices": ("train", "validation", "test")})
-    results_dir: str = field(default="runs/evaluation", metadata={"help": "Folder for results.json."})
-    bootstrap: int = field(
-        default=0, metadata={"help": "Resamples for intervals of macro F1, such as 1000; 0 for no intervals."}
-    )
-    compare_with: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of another model of the same tasks and labels."}
-    )
+    revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
+    split: str = choice("test", ("train", "validation", "test"), "Which split.")
+    results_dir: str = option("runs/evaluation", "Folder for results.json.")
+    bootstrap: int = option(0, "Resamples for intervals of macro F1, such as 1000; 0 for no intervals.")
+    compare_with: str | None = option(None, "Folder or Hub id of another model of the same tasks and labels.")
 
     def __post_init__(self) -> None:
         if self.bootstrap != 0 and self.bootstrap < FEWEST:

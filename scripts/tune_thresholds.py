@@ -11,7 +11,7 @@ tuning anew starts from the model's own scores. Give the same data options as in
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from artgraph_vit.data.options import DataArguments, choice
+from artgraph_vit.data.options import DataArguments, choice, option
 from artgraph_vit.errors import run_script
 from artgraph_vit.evaluation.tuning import METHODS, SHRUNK
 from artgraph_vit.publishing.card import CardOptions
@@ -27,16 +27,14 @@ class TuningArguments:
     _argument_group_name: ClassVar[str] = "tuning"
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of a trained model."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     method: str = choice(
         SHRUNK,
         METHODS,
         "One threshold a task (global), one a label (per_label), or the latter drawn to the former where a label has "
         "few positives.",
     )
-    save_to: str | None = field(
-        default=None, metadata={"help": "New folder for a tuned copy; by default the checkpoint is changed."}
-    )
+    save_to: str | None = option(None, "New folder for a tuned copy; by default the checkpoint is changed.")
 
 
 def main() -> None:

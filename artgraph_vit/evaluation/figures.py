@@ -123,8 +123,6 @@ def _finish(figure: Figure, panels: Sequence[Axes], frozen_epochs: float, best_e
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        handles |= {str(handle.get_label()): handle for handle in axes.get_legend_handles_labels()[0]}
+    handles = {str(curve.get_label()): curve for axes in panels for curve in axes.get_legend_handles_labels()[0]}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     return figure

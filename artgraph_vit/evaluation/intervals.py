@@ -35,11 +35,9 @@ def macro_f1_intervals(
 
     Args:
         tasks (`Sequence[Task]`): those that are in `rows` are judged.
-        rows (`dict[str, tuple[BoolTensor, BoolTensor]]`): predicted and actual labels of each task, `(N, C)` each, as
-            `MultiTaskMetrics.decisions()` returns them.
-        other_rows (`dict`, *optional*): those of the other model.
-        resamples (`int`, *optional*, defaults to 1000): at least 100.
-        seed (`int`, *optional*, defaults to 42).
+        rows, other_rows (`dict[str, tuple[BoolTensor, BoolTensor]]`): what `MultiTaskMetrics.decisions()` returned of
+            the one and the other model.
+        resamples, seed (`int`, *optional*).
 
     Returns:
         "resamples", "seed", "confidence" and "metrics": by name the "value" on the rows themselves, "low" and "high";
@@ -62,8 +60,7 @@ def macro_f1_intervals(
     found = np.concatenate([found, np.nanmean(found, axis=0, keepdims=True)])
     metrics: dict[str, dict[str, float]] = {}
     for name, values in zip([*(task.name for task in judged), "avg"], found, strict=True):
-        metric = {"value": values[0, 0].item()}
-        shown = values[0]
+        metric, shown = {"value": values[0, 0].item()}, values[0]
         if other_rows is not None:
             shown = values[0] - values[1]
             metric |= {"other": values[1, 0].item(), "difference": shown[0].item()}
@@ -76,13 +73,12 @@ def intervals_table(found: Mapping[str, Any]) -> str:
     """What [`macro_f1_intervals`] returned, as plain text."""
     metrics = found["metrics"]
     is_comparison = "difference" in metrics["avg_macro_f1"]
-    what, shown, sign = ("Macro F1", "value", "")
-    if is_comparison:
-        what, shown, sign = ("Difference to the other model", "difference", "+")
+    what, sign = ("Difference to the other model", "+") if is_comparison else ("Macro F1", "")
     lines = [f"{what}, with {CONFIDENCE:.0%} intervals of {found['resamples']:,} resamples"]
     width = max(map(len, metrics))
     for name, metric in metrics.items():
-        line = f"{name:{width}}  {metric[shown]:{sign}.3f}  [{metric['low']:{sign}.3f}, {metric['high']:{sign}.3f}]"
+        shown = metric.get("difference", metric["value"])
+        line = f"{name:{width}}  {shown:{sign}.3f}  [{metric['low']:{sign}.3f}, {metric['high']:{sign}.3f}]"
         lines.append(line + (f"  ({metric['value']:.3f} and {metric['other']:.3f})" if is_comparison else ""))
     return "\n".join(lines)
 

@@ -1,7 +1,6 @@
-"""`results.json` and the tables made of it: every figure beside the majority guess and the frozen phase. And
-`labels.csv`, a line for each label.
+"""`results.json` as a dataclass, `labels.csv`, and the tables in the terminal.
 
-[`Measured`] is what one evaluation says of the tasks; [`Results`] is what a run says of itself.
+Every figure stands beside those of the majority guess and of the frozen phase.
 """
 
 from __future__ import annotations
@@ -21,66 +20,35 @@ from ..files import atomic_write
 from .metrics import MULTI_LABEL_KINDS, SINGLE_LABEL_KINDS
 
 METRIC_KINDS = (*dict.fromkeys((*SINGLE_LABEL_KINDS, *MULTI_LABEL_KINDS)), "absent_labels")
-KINDS = (*METRIC_KINDS, "loss", "weight", "known_rows")
-# In `results.json`: figures of each task that are no metrics, and the metrics of other models.
-TASK_FIGURES = {"task_losses": "loss", "known_rows": "known_rows"}
-OTHER_METRICS = {"majority": "majority_metrics", "frozen": "frozen_metrics", "at_half": "metrics_at_half"}
 COLUMNS = {
-    **{"loss": ("loss", 4), "accuracy": ("accuracy", 3), "hamming": ("hamming_loss", 4)},
+    **{"accuracy": ("accuracy", 3), "hamming": ("hamming_loss", 4)},
     **{"precision": ("macro_precision", 3), "recall": ("macro_recall", 3)},
 }
 
 
-@dataclass
-class Measured:
-    """What one evaluation, or one entry of the training log, says of the tasks.
-
-    Args:
-        tasks (`dict[str, dict[str, float]]`): by task and kind (`KINDS`); what was not measured is not there.
-        loss (`float`, *optional*): the joined loss.
-        avg_macro_f1 (`float`, *optional*).
-    """
-
-    tasks: dict[str, dict[str, float]]
-    loss: float | None = None
-    avg_macro_f1: float | None = None
-
-    @classmethod
-    def of_log(cls, values: Mapping[str, Any], tasks: Sequence[str], prefix: str = "") -> Measured:
-        """Reads the flat names that `Trainer` logs, such as `eval_artist_macro_f1`, whose prefix is "eval_"; others
-        among them do not matter."""
-        by_task = {
-            task: {kind: values[name] for kind in KINDS if (name := f"{prefix}{task}_{kind}") in values}
-            for task in tasks
-        }
-        return cls(by_task, values.get(f"{prefix}loss"), values.get(f"{prefix}avg_macro_f1"))
-
-    def flat(self) -> dict[str, float | None]:
-        """The metrics by flat names, as `results.json` has them."""
-        metrics = {
-            f"{task}_{kind}": own[kind] for task, own in self.tasks.items() for kind in METRIC_KINDS if kind in own
-        }
-        return {**metrics, "avg_macro_f1": self.avg_macro_f1}
-
-    def of_kind(self, kind: str) -> dict[str, float]:
-        """By task, where it was measured."""
-        return {task: own[kind] for task, own in self.tasks.items() if kind in own}
+def metrics_of(log: Mapping[str, Any], tasks: Sequence[str], prefix: str) -> dict[str, float]:
+    """Those values of a log of `Trainer`, where their names begin with a prefix such as "eval_", that are metrics of
+    the tasks, by names as [`MultiTaskMetrics`] has them."""
+    names = [*(f"{task}_{kind}" for task in tasks for kind in METRIC_KINDS), "avg_macro_f1"]
+    return {name: log[prefix + name] for name in names if prefix + name in log}
 
 
 @dataclass
 class Results:
-    """What `results.json` holds. There `measured` is the four entries "loss", "task_losses", "known_rows" and
-    "metrics", and the other metrics are "majority_metrics", "frozen_metrics" and "metrics_at_half"."""
+    """What `results.json` holds. Metrics are by the names of [`MultiTaskMetrics`], such as "artist_macro_f1"."""
 
     split: str  # what was evaluated
     rows: int  # artworks of the split
-    measured: Measured  # of the model; if it is tuned, by its tuned scores and thresholds
-    majority: Measured  # of the guess that looks at no picture
+    loss: float | None  # the joined one
+    task_losses: dict[str, float]
+    known_rows: dict[str, int]  # of each task
+    metrics: dict[str, float]  # of the model; if it is tuned, by its tuned scores and thresholds
+    majority_metrics: dict[str, float]  # of the guess that looks at no picture
     seed: int
     recipe: dict[str, Any]  # the options of the run
     versions: dict[str, str]  # of packages
-    frozen: Measured | None = None  # at the end of the frozen phase, if there was one
-    at_half: Measured | None = None  # of a tuned model, as it was trained, by p > 0.5
+    frozen_metrics: dict[str, float] | None = None  # at the end of the frozen phase, if there was one
+    metrics_at_half: dict[str, float] | None = None  # of a tuned model, as it was trained, by p > 0.5
     tuning: dict[str, Any] | None = None  # of "validation" and "test" what `compare_tuned` returned
     best_epoch: float | None = None  # of the checkpoint that was evaluated, if it is not the last state
     best_step: int | None = None
@@ -93,45 +61,26 @@ class Results:
     intervals: dict[str, Any] | None = None  # what `macro_f1_intervals` returned
     comparison: dict[str, Any] | None = None  # what it returned for two models, and "checkpoint"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As `results.json` has it."""
-        measured: dict[str, Any] = {"loss": self.measured.loss}
-        measured |= {key: self.measured.of_kind(kind) for key, kind in TASK_FIGURES.items()}
-        measured["metrics"] = self.measured.flat()
-        others = {key: (other := getattr(self, name)) and other.flat() for name, key in OTHER_METRICS.items()}
-        own = {name: value for name, value in vars(self).items() if name not in ("measured", *OTHER_METRICS)}
-        return {"split": self.split, "rows": self.rows, **measured, **others, **own}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Results:
-        """Reads what [`to_dict`] returned; keys that it does not know are left out."""
-        tasks = list(values["known_rows"])
-        measured = Measured.of_log({**values["metrics"], "loss": values["loss"]}, tasks)
-        for key, kind in TASK_FIGURES.items():
-            for task, value in values[key].items():
-                measured.tasks[task][kind] = value
-        others: dict[str, Any] = {
-            name: Measured.of_log(values[key], tasks) for name, key in OTHER_METRICS.items() if values.get(key)
-        }
-        own = {option.name: values[option.name] for option in fields(cls) if option.name in values}
-        return cls(measured=measured, **others, **own)
-
     def write(self, folder: str | Path) -> Path:
         """Writes `results.json`, whole or not at all; a figure that is not finite, which JSON cannot say, as null."""
         path = Path(folder) / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
-            text = json.dumps(_finite(self.to_dict()), indent=2, allow_nan=False)
-            part.write_text(text + "\n", encoding="utf-8")
+            part.write_text(json.dumps(_finite(vars(self)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
     def read(cls, folder: str | Path) -> Results:
-        """Reads `results.json`; raises a `UserError` if it is not there, or not of a finished run."""
+        """Reads `results.json`; keys that it does not know are left out.
+
+        Raises:
+            UserError: if it is not there, or not of a finished run.
+        """
         path = Path(folder) / "results.json"
-        wrong = (OSError, ValueError, KeyError, TypeError, AttributeError)
+        wrong = (OSError, ValueError, TypeError)
         with as_user_error(f"{path} is not of a finished run", "train or evaluate again.", kinds=wrong):
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{option.name: values[option.name] for option in fields(cls) if option.name in values})
 
 
 def write_labels(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
@@ -145,24 +94,24 @@ def write_labels(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
 
 def results_rows(results: Results) -> list[dict[str, str]]:
     """The table of results as rows of cells: one a task, and the average of the macro F1s."""
-    models = {"F1": results.measured, "at .5": results.at_half}
-    models |= {"majority F1": results.majority, "frozen F1": results.frozen}
+    models = {"F1": results.metrics, "at .5": results.metrics_at_half}
+    models |= {"majority F1": results.majority_metrics, "frozen F1": results.frozen_metrics}
     rows = []
-    for task, own in results.measured.tasks.items():
-        first, digits = ("hamming_loss", 4) if "hamming_loss" in own else ("accuracy", 3)
-        cells = {"task": task, "known": f"{own['known_rows']:,}"}
-        cells |= {column: _number(own.get(kind), digits) for column, (kind, digits) in COLUMNS.items()}
-        cells["guess"] = _number(results.majority.tasks[task].get(first), digits)
-        f1s = {name: model.tasks[task].get("macro_f1") if model else None for name, model in models.items()}
-        rows.append(cells | {name: _number(f1) for name, f1 in f1s.items()})
-    averages = {name: _number(model.avg_macro_f1 if model else None) for name, model in models.items()}
+    for task, known_rows in results.known_rows.items():
+        cells = {"task": task, "known": f"{known_rows:,}", "loss": _number(results.task_losses.get(task), 4)}
+        for column, (kind, digits) in COLUMNS.items():
+            cells[column] = _number(results.metrics.get(f"{task}_{kind}"), digits)
+        kind, digits = COLUMNS["hamming" if cells["hamming"] else "accuracy"]
+        cells["guess"] = _number(results.majority_metrics.get(f"{task}_{kind}"), digits)
+        rows.append(cells | {name: _number((model or {}).get(f"{task}_macro_f1")) for name, model in models.items()})
+    averages = {name: _number((model or {}).get("avg_macro_f1")) for name, model in models.items()}
     return [*rows, {**dict.fromkeys(rows[0], ""), "task": "average", **averages}]
 
 
 def results_table(results: Results) -> str:
     """A plain-text table for the end of a run, at most 100 columns wide."""
     title = f"Results on the {results.split} split, {results.rows:,} artworks"
-    if results.at_half is not None:
+    if results.metrics_at_half is not None:
         title += ", tuned (at .5: F1 as trained, by p > 0.5)"
     return _plain_table(title, [row | {"guess": ""} for row in results_rows(results)])
 

@@ -34,9 +34,9 @@ def choose_tuning(
     """Chooses temperatures and, on the scores that they calibrate, thresholds.
 
     Args:
-        tasks (`Sequence[Task]`): a task without a known label in the split stays as it is.
-        scores (`dict[str, tuple[FloatTensor, Tensor]]`): logits and labels of each task on the validation split, as
-            `MultiTaskMetrics.scores()` returns them, before anything is tuned.
+        tasks (`Sequence[Task]`): one without a known label in the split stays as it is.
+        scores (`dict[str, tuple[FloatTensor, Tensor]]`): of the validation split, as `MultiTaskMetrics.scores()`
+            returns them, before anything is tuned.
         method (`str`, *optional*, defaults to `"shrunk"`): as for [`choose_thresholds`].
 
     Returns:
@@ -64,8 +64,8 @@ def choose_tuning(
         record |= {key: measured[key][name] for key in ("known_rows", "calibration_error")}
         record["macro_f1_at_half"] = measured["metrics_at_half"][f"{name}_macro_f1"]
         record["macro_f1"] = measured["metrics"][f"{name}_macro_f1"]
-    record = {"split": "validation", "method": method, "shrinkage": SHRINKAGE, "tasks": records}
-    return {"thresholds": thresholds, "temperatures": temperatures, "tuning": record}
+    tuning = {"split": "validation", "method": method, "shrinkage": SHRINKAGE, "tasks": records}
+    return {"thresholds": thresholds, "temperatures": temperatures, "tuning": tuning}
 
 
 def compare_tuned(
@@ -74,32 +74,26 @@ def compare_tuned(
     thresholds: Mapping[str, Any],
     temperatures: Mapping[str, float],
 ) -> dict[str, Any]:
-    """How much tuning changes on a split, of whose scores the arguments are as for [`choose_tuning`] and from it.
-
-    Returns:
-        "known_rows"; "metrics_at_half", the metrics of the model as it was trained, by p > 0.5, and "metrics", those
-        of the tuned one; and "calibration_error", for each task with a known row "before" and "after".
-    """
+    """How much tuning changes on the split of the scores: "known_rows"; "metrics_at_half", those of the model as it
+    was trained, by p > 0.5, and "metrics", those of the tuned one; and "calibration_error", for each task with a known
+    row "before" and "after"."""
     labels = {name: own for name, (_, own) in scores.items()}
     before = {name: logits for name, (logits, _) in scores.items()}
     after = {name: logits / temperatures.get(name, 1.0) for name, logits in before.items()}
     at_half, tuned = MultiTaskMetrics(tasks), MultiTaskMetrics(tasks, thresholds)
     at_half.update(before, labels)
     tuned.update(after, labels)
-    errors = {}
-    for task in tasks:
-        if at_half.known_rows()[task.name]:
-            both = (expected_calibration_error(one[task.name], labels[task.name], task) for one in (before, after))
-            errors[task.name] = dict(zip(("before", "after"), both, strict=True))
-    return {
-        "known_rows": at_half.known_rows(),
-        "metrics_at_half": at_half.compute(),
-        "metrics": tuned.compute(),
-        "calibration_error": errors,
+    known_rows = at_half.known_rows()
+    errors = {
+        task.name: {
+            name: expected_calibration_error(logits[task.name], labels[task.name], task)
+            for name, logits in (("before", before), ("after", after))
+        }
+        for task in tasks
+        if known_rows[task.name]
     }
-
-
-# ---- calibration ----
+    measured = {"metrics_at_half": at_half.compute(), "metrics": tuned.compute()}
+    return {"known_rows": known_rows, **measured, "calibration_error": errors}
 
 
 def best_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
@@ -114,8 +108,7 @@ def best_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
 
     def slope(inverse: float) -> float:
         """Of the cross-entropy, along 1/T, in which it is convex."""
-        scaled = inverse * scores
-        share = scaled.sigmoid() - actual if task.is_multi_label else scaled.softmax(-1)
+        share = (inverse * scores).sigmoid() - actual if task.is_multi_label else (inverse * scores).softmax(-1)
         return (share * scores).sum().item()
 
     low, high = -math.log(LARGEST), math.log(LARGEST)  # of log 1/T
@@ -129,13 +122,9 @@ def best_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, task: Task) -> float:
-    """The mean distance between probability and frequency, over 15 bins of equal width, weighted by what is in them.
-
-    Of a single-label task the probability is that of the predicted label, and the frequency how often it is right; of
-    a multi-label task they are those of each label by itself. Naeini, Cooper & Hauskrecht, "Obtaining Well Calibrated
-    Probabilities Using Bayesian Binning", AAAI 2015, by way of Guo et al. 2017, equation 3. The arguments are as for
-    [`best_temperature`].
-    """
+    """Guo et al. 2017, equation 3: the mean distance between probability and frequency, over 15 bins of equal width,
+    weighted by what is in them; of the predicted label of a single-label task, of each label of a multi-label task.
+    The arguments are as for [`best_temperature`]."""
     is_known = labels != UNKNOWN
     probabilities = label_scores(logits, task)[is_known]
     if task.is_multi_label:
@@ -148,25 +137,16 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, task: Task) -> fl
     return gaps.abs().sum().item() / len(probabilities)
 
 
-# ---- thresholds ----
-
-
 def choose_thresholds(
     logits: Tensor, labels: Tensor, method: str = SHRUNK
 ) -> tuple[float | list[float], float, list[int]]:
-    """The thresholds that maximise F1, found by trying every score.
-
-    Args:
-        logits (`FloatTensor` of shape `(N, C)`): calibrated.
-        labels (`FloatTensor` of shape `(N, C)`): 0 or 1, -100 where unknown; these entries count for nothing.
-        method (`str`, *optional*, defaults to `"shrunk"`): `"global"` for one threshold, that of the best macro F1;
-            `"per_label"` for that of the best F1 of each label; `"shrunk"` for the latter drawn to the former, the
-            more so the fewer positives n a label has: global + n/(n + 20)·(own - global). A label without a positive
-            always gets the global one.
+    """The thresholds that maximise F1, of calibrated logits and labels 0, 1 or -100, `(N, C)` each, found by trying
+    every score: "global" is that of the best macro F1, "per_label" that of the best F1 of each label, and "shrunk" the
+    latter drawn to the former, the more so the fewer positives n a label has: global + n/(n + 20)·(own - global). A
+    label without a positive always gets the global one.
 
     Returns:
-        Probabilities: one for the task, or one a label; and the one that maximises macro F1 if it is everybody's. And
-        of each label, on how many known rows it is.
+        Probabilities: one for the task, or one a label; the global one; and the number of positives of each label.
 
     Raises:
         ValueError: on another method.
@@ -175,9 +155,7 @@ def choose_thresholds(
         raise ValueError(f"method={method!r}: use one of {', '.join(METHODS)}.")
     of_all, own, positives = _best_cuts(logits, labels)
     weight = (positives > 0).double()
-    if method == SHRUNK:
-        # Between logits, not probabilities: on simulated scores of 1,000 to 10,000 rows this gave the better macro F1
-        # on fresh rows in 30 of 36 draws (below that, where hardly a label has ten positives, probabilities did).
+    if method == SHRUNK:  # between logits: on simulated scores better than between probabilities, in 30 of 36 draws
         weight = positives / (positives + SHRINKAGE)
     cuts = of_all + weight * (own - of_all)
     one = _probabilities(of_all).item()
@@ -203,10 +181,8 @@ def _best_cuts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best_cut(scores: Tensor, values: Tensor) -> Tensor:
-    """Half-way between the score down to which a value is largest and the next one: float64 `(C,)`.
-
-    Both are `(N, C)`, scores from the highest down; equal scores are never divided.
-    """
+    """Half-way between the score down to which a value is largest and the next one, of `(N, C)` each from the highest
+    score down: float64 `(C,)`. Equal scores are never divided."""
     below = torch.cat([scores[1:], torch.full_like(scores[:1], -math.inf)])
     best = values.masked_fill(scores == below, -1).argmax(0, keepdim=True)
     last, following = scores.gather(0, best).double(), below.gather(0, best).double()

@@ -11,13 +11,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.options import option
 from ..errors import UserError
 from ..evaluation.figures import CONFUSION
 from ..evaluation.results import Results, results_rows
@@ -51,29 +52,21 @@ FORMS = {
 
 @dataclass
 class CardOptions:
-    """What the model card says that a run cannot know.
-
-    Raises:
-        UserError: if the licence, its link or a language is not written as the Hub reads it.
-    """
+    """What the model card says that a run cannot know; what the Hub would not read of it is a `UserError`."""
 
     _argument_group_name: ClassVar[str] = "model card"
 
-    repo_id: str | None = field(default=None, metadata={"help": "Repository on the Hub, for the card's examples."})
-    license: str | None = field(
-        default=None, metadata={"help": "Licence of the weights as the Hub calls it, such as apache-2.0 or other."}
-    )
-    dataset_name: str = field(default="artworks", metadata={"help": "What the dataset is called in the card."})
-    dataset_id: str | None = field(default=None, metadata={"help": "Hub id of the dataset."})
-    data_license: str | None = field(default=None, metadata={"help": "Licence of the pictures and labels."})
+    repo_id: str | None = option(None, "Repository on the Hub, for the card's examples.")
+    license: str | None = option(None, "Licence of the weights as the Hub calls it, such as apache-2.0 or other.")
+    dataset_name: str = option("artworks", "What the dataset is called in the card.")
+    dataset_id: str | None = option(None, "Hub id of the dataset.")
+    data_license: str | None = option(None, "Licence of the pictures and labels.")
     language: list[str] | None = field(
         default=None, metadata={"help": "Language of the labels, as ISO codes such as en; und if none is meant."}
     )
-    recipe_name: str | None = field(default=None, metadata={"help": "What the card calls the recipe of the run."})
-    license_name: str | None = field(default=None, metadata={"help": "What the licence is called, if it is other."})
-    license_link: str | None = field(
-        default=None, metadata={"help": "Address of its text, or LICENSE, a file in the output folder."}
-    )
+    recipe_name: str | None = option(None, "What the card calls the recipe of the run.")
+    license_name: str | None = option(None, "What the licence is called, if it is other.")
+    license_link: str | None = option(None, "Address of its text, or LICENSE, a file in the output folder.")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -95,8 +88,7 @@ class CardOptions:
     @classmethod
     def of_results(cls, results: Results) -> CardOptions:
         """As the run was started, or as they were given later."""
-        known = {option.name for option in fields(cls)}
-        return cls(**{name: value for name, value in results.card.items() if name in known})
+        return cls(**{name: results.card[name] for name in cls.__dataclass_fields__ if name in results.card})
 
 
 def write_card(results: Results, config: ArtGraphViTConfig, folder: str | Path) -> Path:
@@ -115,16 +107,8 @@ def render_card(
     options: CardOptions,
     files: Sequence[str] = tuple(FIGURES),
 ) -> str:
-    """Fills the template, and returns the text of the card, metadata first.
-
-    Args:
-        results ([`Results`]).
-        config ([`ArtGraphViTConfig`]).
-        folder_name (`str`): names the model where no repository is known.
-        options ([`CardOptions`]).
-        files (`Sequence[str]`, *optional*, defaults to `FIGURES`): what lies beside the card; of them `FIGURES` and
-            the confusions of the tasks are shown.
-    """
+    """Fills the template, and returns the text of the card, metadata first. Where no repository is known it is called
+    by the name of its folder; of the `files` beside it the figures are shown."""
     backbone: Any = config.backbone_config
     base_model = None if results.recipe.get("from_scratch") else _hub_id(results.recipe.get("backbone"))
     dataset_id = options.dataset_id or _hub_id(results.data.get("source"))
@@ -180,23 +164,22 @@ def _threshold(config: ArtGraphViTConfig, task: Task) -> str:
     if task.name not in config.thresholds:
         return "0.5, as none was set"
     values = np.atleast_1d(config.thresholds[task.name])
-    if len(values) == 1:
-        return f"{values[0]:.3g}"
-    return f"one for each label, from {values.min():.3g} to {values.max():.3g}"
+    ends = f"{values.min():.3g}", f"{values.max():.3g}"
+    return ends[0] if len(values) == 1 else f"one for each label, from {ends[0]} to {ends[1]}"
 
 
 def _eval_results(
     results: Results, config: ArtGraphViTConfig, dataset_id: str | None, dataset_name: str
 ) -> list[EvalResult]:
     """Each figure of each task as an entry of the `model-index`, with the dataset and split it was measured on."""
-    measured: list[tuple[tuple[str, str, str | None], float | None]] = [
-        (("f1", "Average macro F1", "macro"), results.measured.avg_macro_f1)
+    measured: list[tuple[str, str, str | None, float | None]] = [
+        ("f1", "Average macro F1", "macro", results.metrics.get("avg_macro_f1"))
     ]
-    for task in config.tasks:
-        own = results.measured.tasks[task.name]
-        measured += [
-            ((of, f"{title} ({task.name})", mean), own.get(kind)) for kind, (of, title, mean) in METRICS.items()
-        ]
+    measured += [
+        (of, f"{title} ({task.name})", average, results.metrics.get(f"{task.name}_{kind}"))
+        for task in config.tasks
+        for kind, (of, title, average) in METRICS.items()
+    ]
     return [
         EvalResult(
             task_type="image-classification",
@@ -210,6 +193,6 @@ def _eval_results(
             metric_args={"average": average} if average else None,
             metric_value=value,
         )
-        for (metric_type, title, average), value in measured
+        for metric_type, title, average, value in measured
         if value is not None and math.isfinite(value)
     ]

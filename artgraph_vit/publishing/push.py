@@ -26,12 +26,11 @@ from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from .card import CardOptions, render_card
 
 MODELING = "modeling_artgraph_vit.py"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-# Of these the repository keeps none that the folder lacks: old weights beside new ones would be loaded in their place.
-REPLACED = ("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX, "figures/*.png")
-NEEDED = ("config.json", "preprocessor_config.json", "results.json")
-PUBLISHED = (*REPLACED, *NEEDED, "trainer_state.json", "labels.csv", "LICENSE")
-PUBLISHED_OF_DATASETS = ("data/*.parquet", "figures/*.png", "vocabulary.json", "report.json")
+WEIGHTS = "model.safetensors"
+FIGURES = "figures/*.png"  # of these the repository keeps none that the folder lacks
+NEEDED = ("config.json", "preprocessor_config.json", "results.json", WEIGHTS)
+PUBLISHED = (*NEEDED, FIGURES, "trainer_state.json", "labels.csv", "LICENSE")
+PUBLISHED_OF_DATASETS = ("data/*.parquet", FIGURES, "vocabulary.json", "report.json")
 
 
 def push_run(
@@ -71,20 +70,20 @@ def push_run(
         part.write_text(text, encoding="utf-8")
     results.write(folder)  # remembers the options, for the next push
     message = "Upload a trained ArtGraph ViT"
-    commit = _upload(folder, repo_id, files, REPLACED, message, "model", private, revision, create_pr)
+    commit = _upload(folder, repo_id, files, (FIGURES,), message, "model", private, revision, create_pr)
     return commit.pr_url or commit.commit_url
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool | None = None) -> str:
-    """Uploads the folder that [`prepare_dataset`] wrote, its card with the repository's name, and returns the address
-    of the commit; what is there already is not sent again, and shards of an earlier preparation are taken away. The
-    arguments and errors are those of [`push_run`]."""
+    """Uploads the folder that [`prepare_dataset`] wrote, takes shards of an earlier preparation away, and returns the
+    address of the commit. Arguments and errors are those of [`push_run`]."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     card = card.replace(f'load_dataset("{folder.resolve().name}"', f'load_dataset("{repo_id}"')
     paths = [path for pattern in PUBLISHED_OF_DATASETS for path in folder.glob(pattern)]
     files = {"README.md": card.encode(), **{str(path.relative_to(folder)): path for path in paths}}
-    message = "Upload artworks prepared for training"
-    return _upload(folder, repo_id, files, ("data/*",), message, "dataset", private).commit_url
+    return _upload(
+        folder, repo_id, files, ("data/*",), "Upload artworks prepared for training", "dataset", private
+    ).commit_url
 
 
 def dry_run(folder: Path, repo_id: str, card: Mapping[str, Any] | None = None) -> str:
@@ -126,8 +125,10 @@ def _publication(
         raise UserError(f"The card would link to LICENSE, which {folder} lacks: put the text of the licence there.")
     with as_user_error(f"{folder} cannot be read", "give the output folder of a finished run."):
         config = ArtGraphViTConfig.from_pretrained(folder)
-        if "trainer_state.json" in files:
-            files["trainer_state.json"] = _without_paths(files["trainer_state.json"])
+        if "trainer_state.json" in files:  # it names the best checkpoint by its path on the machine of the run
+            state = json.loads(files["trainer_state.json"].read_text(encoding="utf-8"))
+            state["best_model_checkpoint"] = PurePosixPath(state.get("best_model_checkpoint") or "").name or None
+            files["trainer_state.json"] = (json.dumps(state, indent=2) + "\n").encode()
     files["README.md"] = render_card(results, config, folder.name, options, list(files)).encode()
     return files, results, options
 
@@ -140,17 +141,14 @@ def _files_of_run(folder: Path) -> dict[str, Any]:
         for path in sorted([*folder.glob("*"), *folder.glob("figures/*")])
         if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(folder.resolve())
     }
-    weights, code = ["model.safetensors"], {MODELING}
-    with as_user_error(f"{folder} holds no whole model", "save it again.", kinds=(*LIBRARY_ERRORS, KeyError)):
-        if WEIGHTS_INDEX in files and "model.safetensors" not in files:
-            index = json.loads(files[WEIGHTS_INDEX].read_text(encoding="utf-8"))
-            weights = sorted(set(index["weight_map"].values()))
+    code = {MODELING}
+    with as_user_error(f"{folder} holds no whole model", "save it again."):
         if MODELING in files:
             code |= {Path(file).name for file in get_relative_import_files(files[MODELING])}
-        for name in set(weights) & set(files):
-            with safe_open(files[name], "np"):  # half written, or something else under this name?
+        if WEIGHTS in files:
+            with safe_open(files[WEIGHTS], "np"):  # half written, or something else under this name?
                 pass
-    if missing := [name for name in (*NEEDED, *weights, *sorted(code)) if name not in files]:
+    if missing := [name for name in (*NEEDED, *sorted(code)) if name not in files]:
         raise UserError(
             f"{folder} lacks {', '.join(missing)} (a link that leads out of it is not followed): give the output "
             "folder of a finished run."
@@ -161,14 +159,6 @@ def _files_of_run(folder: Path) -> dict[str, Any]:
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     path = PurePosixPath(name)
     return any(path.match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-
-
-def _without_paths(path: Path) -> bytes:
-    """The trainer's state names the best checkpoint by its path on the machine of the run: its own name is enough."""
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if state.get("best_model_checkpoint"):
-        state["best_model_checkpoint"] = PurePosixPath(state["best_model_checkpoint"]).name
-    return (json.dumps(state, indent=2) + "\n").encode()
 
 
 # ---- the Hub ----

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor, TrainingArguments
 
-from ..data import PictureTransform, find_bad_pictures, known_row_count, label_counts, leave_out, with_pixels
+from ..data import PictureTransform, find_bad_pictures, known_row_count, leave_out, with_pixels
 from ..data.augmentation import Augmentation
 from ..data.options import EMBEDDED, DataArguments, read_artworks
 from ..data.sources.datasets_source import kept_vocabulary
@@ -57,7 +57,13 @@ def load_splits(
     rows, tasks = read_artworks(data, tasks)
     # After the split: which pictures can be read does not decide who is in the test split.
     if data.source == EMBEDDED or kept_vocabulary(data.source, data.dataset_revision) is None:
-        rows = _without_bad_pictures(rows, data, args)
+        found: list[dict[int, str]] = [{}]
+        if args.process_index == 0:  # one process checks, and tells the others
+            found = [find_bad_pictures(rows, progress=not args.disable_tqdm)]
+        if args.world_size > 1:
+            broadcast_object_list(found)
+        report = Path(str(args.output_dir)) / "bad_pictures.json" if args.process_index == 0 else None
+        rows = leave_out(rows, found[0], data.on_bad_image, report)
     return divide_by_split(rows), tasks
 
 
@@ -148,8 +154,7 @@ def build_model(
     """Puts heads for the tasks on the backbone, with class weights from the train rows.
 
     Raises:
-        UserError: if no train row has a label of a task, unless with `keep_unknown`, or the backbone cannot be loaded
-            or takes no pictures of the image size.
+        UserError: if no train row has a label of a task, unless with `keep_unknown`, or the backbone does not fit.
     """
     for task in tasks:
         if known_row_count(train_rows, task) == 0 and not keep_unknown:
@@ -181,19 +186,3 @@ def build_model(
     else:
         torch.nn.init.constant_(built.log_variances, float(model.log_variance_init))
     return built
-
-
-def label_priors(rows: Dataset, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
-    """The share of the known rows that carry each label of a task: float `(C,)` a task."""
-    return {task.name: label_counts(rows, task) / max(1, known_row_count(rows, task)) for task in tasks}
-
-
-def _without_bad_pictures(rows: Dataset, data: DataArguments, args: TrainingArguments) -> Dataset:
-    """One process checks, the others are told: so all train on the same rows."""
-    found: list[dict[int, str]] = [{}]
-    if args.process_index == 0:
-        found = [find_bad_pictures(rows, progress=not args.disable_tqdm)]
-    if args.world_size > 1:
-        broadcast_object_list(found)
-    report = Path(str(args.output_dir)) / "bad_pictures.json" if args.process_index == 0 else None
-    return leave_out(rows, found[0], data.on_bad_image, report)

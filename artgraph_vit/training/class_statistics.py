@@ -6,8 +6,7 @@ where a model that looks at no picture would end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from datasets import Dataset
@@ -18,24 +17,15 @@ from ..model.losses import best_log_variances, soft_targets
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification, TaskHead
 from ..model.tasks import Task
 
+CLASS_WEIGHTS = {"balanced": 1.0, "sqrt": 0.5, "none": 0.0}  # by which power; the first as scikit-learn has it
+
 
 def inverse_power_weights(counts: Tensor, power: float) -> Tensor:
     """Weights proportional to 1/n^power of the counts n, int64 `(C,)`, with a mean over the rows of 1, and 1 for a
     class without rows: float `(C,)`."""
-    has_rows = counts > 0
     weights = counts.clamp(min=1).double() ** -power
     weights = weights * counts.sum() / (weights * counts).sum()
-    return torch.where(has_rows, weights, torch.ones_like(weights)).float()
-
-
-balanced_class_weights = partial(
-    inverse_power_weights, power=1.0
-)  # scikit-learn's: n / (K·n_c), of K classes with rows
-CLASS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "balanced": balanced_class_weights,
-    "sqrt": partial(inverse_power_weights, power=0.5),
-    "none": partial(inverse_power_weights, power=0.0),
-}
+    return torch.where(counts > 0, weights, torch.ones_like(weights)).float()
 
 
 def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset, class_weights: str) -> None:
@@ -43,23 +33,19 @@ def set_label_statistics(model: ArtGraphViTForImageClassification, rows: Dataset
     `CLASS_WEIGHTS`."""
     for task in model.config.tasks:
         counts = label_counts(rows, task)
-        buffers = dict(model.heads[task.name].named_buffers())
         if not task.is_multi_label:
-            model.set_class_weights({task.name: CLASS_WEIGHTS[class_weights](counts)})
-        if "positive_weights" in buffers:
-            known, positives = known_row_count(rows, task), counts.clamp(min=1).double()
-            weights = (known - positives) / positives
-            buffers["positive_weights"].copy_(weights.clamp(min=1, max=model.config.max_positive_weight))
+            model.set_class_weights({task.name: inverse_power_weights(counts, CLASS_WEIGHTS[class_weights])})
+        elif model.config.max_positive_weight > 1:
+            positives = counts.clamp(min=1).double()
+            weights = (known_row_count(rows, task) - positives) / positives
+            bounded = weights.clamp(min=1, max=model.config.max_positive_weight)
+            model.heads[task.name].positive_weights.copy_(bounded)
 
 
 @torch.no_grad()
 def start_log_variances_at_prior(model: ArtGraphViTForImageClassification, rows: Dataset) -> None:
-    """Sets each log variance where the joined loss is smallest for a model that looks at no picture.
-
-    Its losses are those of the constant logits with the smallest loss on the train rows, by the model's own loss: with
-    class weights w and counts n, log(w·n) for the classes of a task, and with weights w of positives log(w·p/(1-p))
-    for a label on the share p of the known rows.
-    """
+    """Sets each log variance where the joined loss is smallest for a model that looks at no picture: whose logits are
+    the constant ones with the smallest loss on the train rows."""
     constant = {name: _best_constant_logits(head, rows) for name, head in model.heads.items()}
     sums = torch.zeros(3, len(model.config.tasks), dtype=torch.float64)  # numerators, denominators, known rows
     for labels in label_batches(rows, model.config.tasks):
@@ -73,7 +59,8 @@ def start_log_variances_at_prior(model: ArtGraphViTForImageClassification, rows:
 
 
 def _best_constant_logits(head: TaskHead, rows: Dataset) -> Tensor:
-    """float64 `(C,)`."""
+    """log(w·n) of class weights w and counts n; log(w·p/(1-p)) of weights w of positives and the share p of the known
+    rows: float64 `(C,)`."""
     counts = label_counts(rows, head.task).double()
     if not head.task.is_multi_label:
         return (head.class_weights.double() * counts.clamp(min=1)).log()

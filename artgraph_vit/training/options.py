@@ -53,17 +53,12 @@ def parse_options(
     for name in positionals:
         if argv and not argv[0].startswith("-"):
             of_file.append(f"--{name}={argv.pop(0)}")
-    namespace, unused = options.parse_known_args(of_file + argv)  # the command line comes last, and so wins
-    if unused:
-        name = unused[0].lstrip("-").split("=")[0].replace("-", "_")
-        options.error(f"there is no option {unused[0]!r}{_suggest(name, known, '--')}")
+    argv = of_file + argv  # the command line comes last, and so wins
+    if unknown := options.parse_known_args(argv)[1]:
+        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        options.error(f"there is no option {unknown[0]!r}{_suggest(name, known, '--')}")
     try:
-        return tuple(
-            option_class(
-                **{field.name: getattr(namespace, field.name) for field in fields(option_class) if field.init}
-            )
-            for option_class in option_classes
-        )
+        return options.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except (ValueError, TypeError) as error:
         options.error(str(error))
 

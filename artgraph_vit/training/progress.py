@@ -6,12 +6,11 @@ and validation loss, macro F1 on the validation split, and the task's weight 1/Ï
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from transformers import ProgressCallback
-
-from ..evaluation.results import Measured
 
 SECONDS_BETWEEN_LOSSES = 2.0  # on the bar
 
@@ -49,16 +48,15 @@ class EpochTable(ProgressCallback):
         if self.training_bar is not None and "eval_avg_macro_f1" in (metrics or {}):
             trained = next((logs for logs in reversed(state.log_history) if "learning_rate" in logs), {})
             tasks = [task.name for task in kwargs["model"].config.tasks]
-            evaluated = Measured.of_log(metrics, tasks, "eval_")
-            self.training_bar.write(epoch_table(Measured.of_log(trained, tasks), evaluated, metrics.get("epoch", 0)))
+            self.training_bar.write(epoch_table(tasks, trained | metrics))
 
 
-def epoch_table(trained: Measured, evaluated: Measured, epoch: float) -> str:
-    """The table of one epoch, from its train log and its evaluation; what was not logged is nan."""
-    lines = [f"epoch {epoch:g}{'train loss':>20}{'val loss':>10}{'val F1':>9}{'weight':>9}"]
-    for task, own in evaluated.tasks.items():
-        train, nan = trained.tasks[task], float("nan")
-        losses = f"{train.get('loss', nan):>10.4f}{own.get('loss', nan):>10.4f}"
-        lines.append(f"  {task:<15.15} {losses}{own.get('macro_f1', nan):>9.3f}{train.get('weight', nan):>9.3f}")
-    losses = "".join(f"{float('nan') if loss is None else loss:>10.4f}" for loss in (trained.loss, evaluated.loss))
-    return "\n".join([*lines, f"  {'total / average':<15} {losses}{evaluated.avg_macro_f1:>9.3f}"])
+def epoch_table(tasks: Sequence[str], log: Mapping[str, float]) -> str:
+    """The table of one epoch, from its train log and its evaluation together; what was not logged is nan."""
+    lines = [f"epoch {log.get('epoch', 0):g}{'train loss':>20}{'val loss':>10}{'val F1':>9}{'weight':>9}"]
+    for task in tasks:
+        names = (f"{task}_loss", f"eval_{task}_loss", f"eval_{task}_macro_f1", f"{task}_weight")
+        values = (log.get(name, math.nan) for name in names)
+        lines.append("  {:<15.15} {:>10.4f}{:>10.4f}{:>9.3f}{:>9.3f}".format(task, *values))
+    total = (log.get(name, math.nan) for name in ("loss", "eval_loss", "eval_avg_macro_f1"))
+    return "\n".join([*lines, "  total / average {:>10.4f}{:>10.4f}{:>9.3f}".format(*total)])

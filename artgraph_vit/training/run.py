@@ -18,20 +18,20 @@ from datasets import Dataset, DatasetDict
 from transformers import BaseImageProcessor, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from ..data import ArtGraphCollator, known_row_count
+from ..data import ArtGraphCollator, known_row_count, label_counts
 from ..data.options import DataArguments
 from ..errors import UserError
 from ..evaluation.figures import draw_confusions, draw_figures
 from ..evaluation.intervals import intervals_table, macro_f1_intervals
 from ..evaluation.metrics import MultiTaskMetrics, majority_metrics
-from ..evaluation.results import Measured, Results, results_table, tuning_table, write_labels
+from ..evaluation.results import Results, metrics_of, results_table, tuning_table, write_labels
 from ..evaluation.tuning import SHRUNK, TUNED, choose_tuning, compare_tuned
 from ..files import atomic_write
 from ..loading import MANIFEST, load_model
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from ..publishing.card import CardOptions, write_card
 from .arguments import ArtGraphTrainingArguments, ModelArguments, source_recipe
-from .build import build_model, label_priors, load_image_processor, load_pictures, load_splits
+from .build import build_model, load_image_processor, load_pictures, load_splits
 from .checkpoints import checkpoint_to_resume
 from .class_statistics import label_batches
 from .trainer import ArtGraphTrainer
@@ -66,7 +66,8 @@ def train(
             f"The model in {args.output_dir} is finished and tuned, and this would write it anew, untuned: pass "
             "--tune_thresholds true, or choose another --output_dir."
         )
-    _hide_progress_of_libraries()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     checkpoint_to_resume(args, args.resume_from_checkpoint)  # what is wrong with it, before the data is read
 
     set_seed(args.seed)
@@ -149,11 +150,11 @@ def finish_run(
         **args.recipe(),
         "tune_thresholds": args.tune_thresholds,
     }
-    results = evaluate_split(trainer, pictures["test"], "test", splits, recipe, tuning)
+    results = evaluate_split(trainer, pictures, "test", splits, recipe, tuning)
     trainer.save_model()
     trainer.save_state()
     frozen = next((log for log in reversed(state.log_history) if f"{FROZEN_TEST}_loss" in log), None)
-    results.frozen = Measured.of_log(frozen, names, f"{FROZEN_TEST}_") if frozen else None
+    results.frozen_metrics = metrics_of(frozen, names, f"{FROZEN_TEST}_") if frozen else None
     if args.load_best_model_at_end:  # else the weights are the last ones
         evaluated = [log for log in state.log_history if "eval_loss" in log]
         best: Any = next((log for log in evaluated if log["step"] == state.best_global_step), {})
@@ -186,35 +187,33 @@ def finish_run(
 
 def evaluate_split(
     trainer: ArtGraphTrainer,
-    pictures: Any,
+    pictures: Mapping[str, Any],
     split: str,
     splits: DatasetDict,
     recipe: Mapping[str, Any],
     tuning: dict[str, Any] | None = None,
 ) -> Results:
     """Evaluates the trainer's model, and the guess that looks at no picture, on the split of this name; the trainer's
-    `metrics` are those of this evaluation afterwards. `tuning` is, of a model just tuned, what [`tune`] returned.
-
-    Raises:
-        RuntimeError: if the metrics do not stem from all rows of the split, each once.
-    """
+    `metrics` are those of this evaluation afterwards. `tuning` is, of a model just tuned, what [`tune`] returned."""
     tasks = trainer.config.tasks
     names = [task.name for task in tasks]
-    measured = Measured.of_log(trainer.evaluate(pictures, metric_key_prefix=split), names, f"{split}_")
-    counted = {task.name: known_row_count(splits[split], task) for task in tasks}
-    if measured.of_kind("known_rows") != counted:
-        raise RuntimeError(f"Evaluated {measured.of_kind('known_rows')} known rows of {counted} in {split!r}.")
-    guess = majority_metrics(tasks, label_priors(splits["train"], tasks), label_batches(splits[split], tasks))
+    log: Mapping[str, Any] = trainer.evaluate(pictures[split], metric_key_prefix=split)
+    known_rows = {name: log[f"{split}_{name}_known_rows"] for name in names}
+    train_rows = splits["train"]
+    priors = {task.name: label_counts(train_rows, task) / max(1, known_row_count(train_rows, task)) for task in tasks}
     return Results(
         split=split,
         rows=len(splits[split]),
-        measured=measured,
-        majority=Measured.of_log(guess, names),
+        loss=log[f"{split}_loss"],
+        task_losses={name: log[f"{split}_{name}_loss"] for name in names if known_rows[name]},
+        known_rows=known_rows,
+        metrics=metrics_of(log, names, f"{split}_"),
+        majority_metrics=majority_metrics(tasks, priors, label_batches(splits[split], tasks)),
         seed=trainer.args.seed,
         recipe=dict(recipe),
         versions={package: importlib.import_module(package).__version__ for package in PACKAGES},
         tuning=tuning,
-        at_half=Measured.of_log(tuning[split]["metrics_at_half"], names) if tuning else None,
+        metrics_at_half=tuning[split]["metrics_at_half"] if tuning else None,
     )
 
 
@@ -239,7 +238,8 @@ def evaluate(
     Raises:
         UserError: if a model cannot be loaded, or the other one has other tasks or labels.
     """
-    _hide_progress_of_libraries()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     models = [load_model(checkpoint, revision)]
     tasks = models[0][0].config.tasks
     if compare_with is not None:
@@ -254,8 +254,7 @@ def evaluate(
     for model, image_processor in models:
         trainer, pictures = _evaluator(model, image_processor, splits, data_args, args)
         trainer.metrics.keep_scores = bootstrap > 0
-        found = evaluate_split(trainer, pictures[split], split, splits, {"checkpoint": checkpoint})
-        evaluated.append((trainer, found))
+        evaluated.append((trainer, evaluate_split(trainer, pictures, split, splits, {"checkpoint": checkpoint})))
     trainer, results = evaluated[0]
     if trainer.is_world_process_zero():
         print(results_table(results))
@@ -289,11 +288,6 @@ def _evaluator(
         processing_class=image_processor,
     )
     return trainer, pictures
-
-
-def _hide_progress_of_libraries() -> None:
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
 
 
 # ---- tuning ----
@@ -348,7 +342,8 @@ def tune_checkpoint(
             f"{checkpoint} is no folder here, or a checkpoint of training, which stays as it was written: pass "
             "--save_to FOLDER for a tuned copy."
         )
-    _hide_progress_of_libraries()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     args.output_dir = str(folder)
     model, image_processor = load_model(checkpoint, revision)
     splits, _ = load_splits(data_args, args, model.config.tasks)
@@ -356,8 +351,7 @@ def tune_checkpoint(
     if (Path(checkpoint) / "results.json").is_file():
         results = Results.read(checkpoint)
         known_rows = {task.name: known_row_count(splits["test"], task) for task in model.config.tasks}
-        own = ("test", len(splits["test"]), known_rows)
-        if (results.split, results.rows, results.measured.of_kind("known_rows")) != own:
+        if (results.split, results.rows, results.known_rows) != ("test", len(splits["test"]), known_rows):
             raise UserError(
                 f"{checkpoint}/results.json is of other artworks than the test split here: give the same data options "
                 "as in training."
@@ -366,10 +360,11 @@ def tune_checkpoint(
     tuning = tune(trainer, pictures, method)
     if results is not None:
         recipe = {**results.recipe, "tune_thresholds": True}
-        tuned = evaluate_split(trainer, pictures["test"], "test", splits, recipe, tuning)
-        for name in ("recipe", "measured", "tuning", "at_half"):
-            setattr(results, name, getattr(tuned, name))
-        results.departures = departures(recipe)
+        tuned = evaluate_split(trainer, pictures, "test", splits, recipe, tuning)
+        changed = ("recipe", "loss", "task_losses", "metrics", "tuning", "metrics_at_half")
+        results = dataclasses.replace(
+            results, departures=departures(recipe), **{name: getattr(tuned, name) for name in changed}
+        )
     if trainer.is_world_process_zero():
         if save_to:
             model.save_pretrained(folder)

@@ -42,4 +42,4 @@ def results(**changed) -> Results:
         "data": {"source": "made", "train_rows": 4000, "validation_rows": 1100, "test_rows": 1240},
         "versions": {"torch": "2.13.0"},
     }
-    return Results.from_dict({**made, **changed})
+    return Results(**{**made, **changed})

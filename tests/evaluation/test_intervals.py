@@ -1,4 +1,4 @@
-"""Intervals of macro F1: against scipy's bootstrap, and how often they hold a value that is known."""
+"""Intervals of macro F1: against scipy's bootstrap, and what a pair of models shows."""
 
 import math
 
@@ -18,19 +18,14 @@ from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 GENRE = Task("genre", SINGLE_LABEL, ("landscape", "portrait", "still life"))
 TAGS = Task("tags", MULTI_LABEL, ("Tree", "boat"))
 TASKS = [GENRE, TAGS]
-# The chance of each genre, and of what is predicted for it; of each tag, and of its being predicted where it is and
-# where it is not.
-GENRES = np.array([0.5, 0.35, 0.15])
-GUESSES = np.array([[0.7, 0.2, 0.1], [0.25, 0.7, 0.05], [0.3, 0.2, 0.5]])
-TAG, HIT, FALSE_ALARM = np.array([0.3, 0.12]), np.array([0.6, 0.7]), np.array([0.1, 0.05])
 
 
 def artworks(random: np.random.Generator, rows: int) -> tuple[dict, dict]:
     """Predicted and actual labels: indices `(N,)` and 0/1 `(N, C)`."""
-    genre = random.choice(3, size=rows, p=GENRES)
-    tags = random.random((rows, 2)) < TAG
-    guess = (random.random(rows)[:, None] > GUESSES[genre].cumsum(1)).sum(1).clip(max=2)
-    guesses = random.random((rows, 2)) < np.where(tags, HIT, FALSE_ALARM)
+    genre = random.choice(3, size=rows, p=[0.5, 0.35, 0.15])
+    tags = random.random((rows, 2)) < [0.3, 0.12]
+    guess = np.where(random.random(rows) < 0.7, genre, random.integers(3, size=rows))
+    guesses = random.random((rows, 2)) < np.where(tags, 0.65, 0.08)
     return {"genre": guess, "tags": guesses}, {"genre": genre, "tags": tags}
 
 
@@ -65,22 +60,6 @@ def test_intervals_are_those_of_scipy():
     assert found["avg_macro_f1"]["high"] == pytest.approx(expected.confidence_interval.high, abs=tolerance)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_true_value():
-    """Which follows from the chances: F1 is 2 P(both) / (P(predicted) + P(actual))."""
-    truth = {
-        "genre_macro_f1": np.mean(2 * GENRES * np.diag(GUESSES) / (GENRES + GENRES @ GUESSES)),
-        "tags_macro_f1": np.mean(2 * TAG * HIT / (TAG + TAG * HIT + (1 - TAG) * FALSE_ALARM)),
-    }
-    truth["avg_macro_f1"] = sum(truth.values()) / 2
-    held = dict.fromkeys(truth, 0)
-    for seed in range(300):
-        rows = kept(*artworks(np.random.default_rng(seed), 400))
-        for name, metric in macro_f1_intervals(TASKS, rows, resamples=200, seed=seed)["metrics"].items():
-            held[name] += metric["low"] <= truth[name] <= metric["high"]
-    for name, count in held.items():  # 300 trials at .95 have a standard deviation of .013
-        assert 0.90 <= count / 300 <= 0.985, (name, count)
-
-
 def test_values_are_those_of_the_metrics():
     """On streamed rows of which some are unknown; what is unknown does not count in the draws either."""
     random = np.random.default_rng(5)
@@ -92,6 +71,9 @@ def test_values_are_those_of_the_metrics():
     metrics = MultiTaskMetrics(TASKS, keep_scores=True)
     for rows in torch.arange(90).split(40):
         metrics.update({k: v[rows] for k, v in logits.items()}, {k: v[rows] for k, v in labels.items()})
+    for name, (scores, actual) in metrics.scores().items():  # in the order of the rows
+        assert scores.equal(logits[name].float())
+        assert actual.equal(labels[name])
     expected = metrics.compute()
     found = macro_f1_intervals(TASKS, metrics.decisions())
     assert (found["resamples"], found["seed"], found["confidence"]) == (1000, 42, 0.95)

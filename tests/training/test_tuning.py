@@ -130,10 +130,7 @@ def test_the_tuned_model_is_measured_as_it_decides(trainer, splits, pictures):
         macro_f1 = f1_score(batch["tags"][is_known], predicted, average="macro", zero_division=0)
         assert record["tasks"]["tags"][name] == pytest.approx(macro_f1)
 
-
-def test_tuning_starts_from_the_models_own_scores(trainer, pictures):
-    measured = tune(trainer, pictures)
-    first = config_of(trainer)
+    first = config_of(trainer)  # tuning anew starts from the model's own scores
     tune(trainer, pictures, method="global")
     assert config_of(trainer) != first
     assert tune(trainer, pictures) == measured
@@ -216,10 +213,9 @@ def assert_tuned_as_trained(folder: Path, trained: Path) -> None:
         expected = tuned_config(trained / "run")["thresholds"][task]
         assert tuned_config(folder)["thresholds"][task] == pytest.approx(expected, rel=1e-4)
     found, expected = Results.read(folder), Results.read(trained / "run")
-    for name in ("measured", "at_half"):
-        assert getattr(found, name).flat() == pytest.approx(getattr(expected, name).flat(), rel=1e-5)
-    assert found.measured.of_kind("loss") == pytest.approx(expected.measured.of_kind("loss"), rel=1e-5)
-    assert f"{expected.at_half.avg_macro_f1:.3f}" in (folder / "README.md").read_text()
+    for name in ("metrics", "metrics_at_half", "task_losses"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5)
+    assert f"{expected.metrics_at_half['avg_macro_f1']:.3f}" in (folder / "README.md").read_text()
     thresholds = [float(row["threshold"]) for row in labels_of(folder) if row["task"] == "media"]
     assert thresholds == pytest.approx(tuned_config(folder)["thresholds"]["media"])
 
@@ -230,20 +226,20 @@ def test_a_run_ends_tuned_if_asked(trained, tmp_path, capsys):
     assert set(config["temperatures"]) == {"artist", "style", "genre", "tags", "media"}
     assert set(config["thresholds"]) == {"tags", "media"}
     assert results.recipe["tune_thresholds"] is True
-    assert results.tuning["test"]["metrics"] == pytest.approx(results.measured.flat())
-    assert results.at_half.tasks["tags"]["macro_f1"] != results.measured.tasks["tags"]["macro_f1"]
+    assert results.tuning["test"]["metrics"] == pytest.approx(results.metrics)
+    assert results.metrics_at_half["tags_macro_f1"] != results.metrics["tags_macro_f1"]
     card = (folder / "README.md").read_text()
-    assert f"{results.at_half.avg_macro_f1:.3f}" in card
+    assert f"{results.metrics_at_half['avg_macro_f1']:.3f}" in card
     assert "one for each label" in card
     # Whoever loads it decides by what the folder says.
     evaluate(str(folder), **data_of(trained, tmp_path))
-    assert Results.read(tmp_path).measured.flat() == pytest.approx(results.measured.flat())
+    assert Results.read(tmp_path).metrics == pytest.approx(results.metrics)
     assert "Results on the test split, 24 artworks" in capsys.readouterr().out
     # And by p > 0.5 where it was not tuned, with intervals and the difference to itself.
     evaluate(str(folder), **data_of(trained, tmp_path), split="validation", bootstrap=100, compare_with=str(folder))
     assert capsys.readouterr().out.count("95% intervals of 100 resamples") == 2
     found = Results.read(tmp_path)
-    assert found.intervals["metrics"]["avg_macro_f1"]["value"] == pytest.approx(found.measured.avg_macro_f1)
+    assert found.intervals["metrics"]["avg_macro_f1"]["value"] == pytest.approx(found.metrics["avg_macro_f1"])
     assert {metric["difference"] for metric in found.comparison["metrics"].values()} == {0}
     with pytest.raises(UserError, match=r"is finished and tuned, and this would write it anew, untuned"):
         train(*options(trained, folder))
