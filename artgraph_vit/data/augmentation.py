@@ -1,7 +1,7 @@
-"""Random crops, flips and colours of train pictures, each a pure function of (seed, epoch, picture).
+"""Random crops, flips and colours of train pictures, each a pure function of (seed, epoch, picture), and mixup.
 
-So a run that is resumed, with any number of processes and workers, sees the crops that it would have seen. The
-evaluation splits are never augmented.
+So a run that is resumed, with any number of processes and workers, sees what it would have seen. The evaluation
+splits are never augmented.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Augmentation:
             raise ValueError(f"color_jitter={self.color_jitter}: use a number from 0, which changes nothing, to 1.")
 
     def set_epoch(self, epoch: int) -> None:
-        """Reaches the workers of a DataLoader too, from their next pass, if it was called before they started."""
-        self._epoch.share_memory_()[0] = epoch  # persistent workers keep the augmentation of the first epoch
+        """Reaches persistent workers of a DataLoader too, if it was called before they started."""
+        self._epoch.share_memory_()[0] = epoch
 
     def generator(self, image: Mapping[str, Any]) -> np.random.Generator:
         """What one undecoded picture is augmented by in this epoch; its folder does not matter."""
@@ -93,3 +93,23 @@ class Augmentation:
     def side_before_crop(self, side: int) -> int:
         """The pixels that a side needs, so that even the smallest crop has one of `side` pixels."""
         return math.ceil(side / math.sqrt(self.crop_scale))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mixup (Zhang et al., ICLR 2018) of the rows of one batch, in pairs, whose soft targets model/losses.py mixes:
+    `partners`, int64 `(B,)`, and the `share` of each row that is its own."""
+
+    partners: Tensor
+    share: float
+
+    def pixels(self, pixels: Tensor) -> Tensor:
+        """Pixels mixed, float `(B, 3, H, W)`."""
+        return self.share * pixels + (1 - self.share) * pixels[self.partners.to(pixels.device)]
+
+
+def draw_mix(rows: int, alpha: float, seed: int, *place: int) -> Mix:
+    """How to mix a batch of `rows`, at a `place` in the run told by whole numbers: the share is drawn from
+    Beta(alpha, alpha), and nothing else that is random notices."""
+    random = np.random.default_rng((seed, *place))
+    return Mix(torch.from_numpy(random.permutation(rows)), float(random.beta(alpha, alpha)))

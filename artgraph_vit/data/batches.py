@@ -1,8 +1,8 @@
 """From encoded rows to a batch: `PictureTransform` makes pixels when a row is fetched, the collator stacks.
 
-Pixels stay bytes until they are on the device, a quarter of what floats would be; [`PixelNormalizer`] makes floats of
-them there, once a batch. A picture that scripts/prepare.py made for the image processor is taken as it is: a PPM file,
-which any viewer reads, of pixels resized and cropped already; a comment in its header says by which processor.
+Pixels stay bytes until they are on the device, where [`PixelNormalizer`] makes floats of them. A picture that
+scripts/prepare.py made for the image processor is taken as it is: a PPM file of pixels resized and cropped already,
+with a comment in its header that says by which processor.
 """
 
 from __future__ import annotations
@@ -66,11 +66,8 @@ class PictureTransform:
         pixels = self._resized(picture)[None]
         later = PixelNormalizer(self.image_processor)(pixels)
         if pixels.dtype != torch.uint8 or not torch.allclose(later, at_once.float(), atol=1e-4):
-            name = type(self.image_processor).__name__
-            raise UserError(
-                f"{name} does more than to resize, crop, rescale and normalise, in this order, so pixels cannot "
-                "travel as bytes: choose another backbone."
-            )
+            does = f"{type(self.image_processor).__name__} does more than to resize, crop, rescale and normalise"
+            raise UserError(f"{does}, in this order: choose another backbone.")
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         others = {name: values for name, values in rows.items() if name != "image"}
@@ -104,11 +101,7 @@ class PictureTransform:
 
 
 class PixelNormalizer:
-    """Pixels as the backbone takes them: rescaled and normalised, on the device where they are.
-
-    Args:
-        image_processor (`BaseImageProcessor`): says by how much.
-    """
+    """Pixels as the backbone takes them: rescaled and normalised as its `image_processor` says, where they are."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         does = image_processor.to_dict()
@@ -118,7 +111,6 @@ class PixelNormalizer:
         self.mean_std = torch.stack([three + torch.tensor(mean), three + torch.tensor(std)])[..., None, None]
 
     def settings(self) -> list[float]:
-        """The numbers that it works with."""
         return [self.factor, *self.mean_std.flatten().tolist()]
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -161,16 +153,13 @@ class ArtGraphCollator:
         for task in self.tasks:
             values = [row[task.name] for row in rows]
             if task.is_multi_label:
-                labels[task.name] = torch.stack([_multi_hot(value, task.num_labels) for value in values])
+                labels[task.name] = torch.zeros(len(rows), task.num_labels)
+                for target, value in zip(labels[task.name], values, strict=True):
+                    # Where nobody recorded a label, that does not mean that none applies.
+                    target[value or slice(None)] = 1 if value else UNKNOWN
             else:
                 labels[task.name] = torch.tensor([UNKNOWN if value is None else value for value in values])
         return labels
-
-
-def _multi_hot(value: Sequence[int] | None, num_labels: int) -> Tensor:
-    if not value:  # nobody recorded a label, which does not mean that none applies
-        return torch.full((num_labels,), float(UNKNOWN))
-    return torch.zeros(num_labels).index_fill(0, torch.tensor(value), 1.0)
 
 
 def with_pixels(
@@ -185,9 +174,7 @@ def with_pixels(
 
 def picture_transform(rows: Any) -> PictureTransform | None:
     """The transform of a dataset that [`with_pixels`] made; None for any other dataset."""
-    if not isinstance(rows, Dataset):
-        return None
-    transform = rows.format["format_kwargs"].get("transform")
+    transform = rows.format["format_kwargs"].get("transform") if isinstance(rows, Dataset) else None
     return transform if isinstance(transform, PictureTransform) else None
 
 
@@ -217,18 +204,14 @@ def encode_exact(pixels: np.ndarray, mark: bytes) -> bytes:
 
 def exact_pixels(image: Mapping[str, Any], mark: bytes) -> np.ndarray | None:
     """The pixels of an undecoded picture, uint8 `(H, W, 3)`, if it was prepared for the image processor that has the
-    mark; None for any other picture.
-
-    Raises:
-        UserError: if it was prepared for another image processor.
-    """
+    mark, which it must have been if for any; None for any other picture."""
     data = image.get("bytes")
     if data is None or not data.startswith(_MARK):
         return None
     if not data.startswith(mark):
         raise UserError(
             "The pictures were prepared for an image processor that resizes otherwise than this backbone's: prepare "
-            "them anew with --exact_for and this backbone, or without."
+            "them anew."
         )
     size, _, pixels = data[len(mark) :].split(b"\n", 2)
     width, height = map(int, size.split())

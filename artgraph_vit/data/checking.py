@@ -1,7 +1,7 @@
 """The check that finds the pictures of a raw source that cannot be read, and what becomes of them.
 
-Each picture is decoded whole, but once: what was found is kept in the Hugging Face cache, for a file by path, size and
-time, for a picture in a dataset by its bytes, and holds for one release of Pillow and one state of our reading rules.
+Each picture is decoded whole, but once: what was found is kept in the Hugging Face cache, and holds for one release
+of Pillow and one state of our reading rules.
 """
 
 from __future__ import annotations
@@ -46,21 +46,20 @@ def find_bad_pictures(rows: Dataset, num_processes: int | None = None, progress:
     known = dict(memory.execute("SELECT * FROM checked"))
     unchecked = [row for row, key in enumerate(keys) if key not in known]
 
-    def batches() -> Iterator[list[Picture]]:
-        for start, batch in enumerate(pictures.select(unchecked).iter(BATCH)):
-            numbers = unchecked[start * BATCH : (start + 1) * BATCH]
-            yield [Picture(number, "", image) for number, image in zip(numbers, batch["image"], strict=True)]
-
+    batches = (
+        [Picture(number, "", pictures[number]["image"]) for number in unchecked[start : start + BATCH]]
+        for start in range(0, len(unchecked), BATCH)
+    )
     bad = {row: known[key] for row, key in enumerate(keys) if known.get(key)}
     num_workers = default_workers(len(unchecked), num_processes)
     with tqdm(total=len(unchecked), desc="Checking pictures", unit="picture", disable=not progress) as bar:
-        for batch, results in process_pictures(batches(), _decode, num_workers):
-            found = {
-                picture.number: result.reason if isinstance(result, Unreadable) else None
-                for picture, result in zip(batch, results, strict=True)
-            }
-            bad |= {row: reason for row, reason in found.items() if reason is not None}
-            _keep(memory, {keys[row]: reason for row, reason in found.items()})
+        for batch, results in process_pictures(batches, _decode, num_workers):
+            found = {}
+            for picture, result in zip(batch, results, strict=True):
+                found[keys[picture.number]] = reason = result.reason if isinstance(result, Unreadable) else None
+                if reason is not None:
+                    bad[picture.number] = reason
+            _keep(memory, found)
             bar.update(len(batch))
     memory.close()
     return {row: f"{pictures[row]['image']['path'] or 'embedded picture'}: {bad[row]}" for row in sorted(bad)}
@@ -71,8 +70,8 @@ def _decode(image: Mapping[str, Any]) -> None:
 
 
 def _keys(pictures: Dataset) -> Iterator[str | None]:
-    """By which each picture is known again: a file by path, size and time; an embedded picture by a hash, since to
-    read bytes takes a hundredth of the time that decoding them does. None if there is no such file."""
+    """By which each picture is known again: a file by path, size and time, embedded bytes by a hash, which takes a
+    hundredth of the time that decoding does. None if there is no such file."""
     here = os.getcwd()
     for table in pictures.with_format("arrow").iter(1000):  # ten times as fast as rows are
         columns = table.flatten()
@@ -82,20 +81,18 @@ def _keys(pictures: Dataset) -> Iterator[str | None]:
                 continue
             try:
                 stat = os.stat(path or "")
+                yield f"{os.path.join(here, path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
             except OSError:
                 yield None
-            else:
-                yield f"{os.path.join(here, path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
 
 
 def _open_memory() -> sqlite3.Connection:
-    """What was found earlier; several runs may write to it at once."""
     rules = f"{PIL.__version__}-{hashlib.sha256(Path(reading_rules.__file__).read_bytes()).hexdigest()[:16]}"
     path = Path(datasets.config.HF_CACHE_HOME) / "artgraph_vit" / f"checked-pictures-{rules}.sqlite"
     table = "CREATE TABLE IF NOT EXISTS checked (picture TEXT PRIMARY KEY, problem TEXT) WITHOUT ROWID"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        memory = sqlite3.connect(path, timeout=60)
+        memory = sqlite3.connect(path, timeout=60)  # several runs may write at once
         memory.execute(table)
     except (OSError, sqlite3.Error) as error:
         logger.warning("All pictures are checked, and will be again: %s cannot be used (%s)", path, error)
@@ -114,14 +111,10 @@ def _keep(memory: sqlite3.Connection, found: Mapping[str | None, str | None]) ->
 
 
 def leave_out(rows: Dataset, bad: Mapping[int, str], on_bad_image: str, report: Path | None = None) -> Dataset:
-    """Does with bad pictures, as [`find_bad_pictures`] returns them, what the user chose.
-
-    Args:
-        on_bad_image (`str`): `"skip"` leaves the rows out, `"stop"` raises.
-        report (`Path`, *optional*): a JSON file to list them in.
+    """Without the bad pictures that [`find_bad_pictures`] returned, which are listed in the JSON file `report`.
 
     Raises:
-        UserError: with `"stop"`, names the first bad picture and how many there are.
+        UserError: if `on_bad_image` is `"stop"`, not `"skip"`; names the first bad picture and how many there are.
     """
     if not bad:
         return rows

@@ -68,13 +68,7 @@ def process_pictures(
         try:
             return batch, future.result()
         except BrokenProcessPool:  # a process died, perhaps at one of these
-            return batch, [result_alone(picture) for picture in batch]
-
-    def result_alone(picture: Picture) -> Any:
-        try:
-            return one.submit([picture.image]).result()[0]
-        except BrokenProcessPool:
-            return Unreadable(DEADLY)
+            return batch, [one.result_alone(picture) for picture in batch]
 
     def is_far_ahead() -> bool:
         size = sum(len(picture.image.get("bytes") or b"") for batch, _ in waiting for picture in batch)
@@ -93,7 +87,7 @@ def process_pictures(
 
 
 def default_workers(pictures: int, num_processes: int | None = None) -> int:
-    """For how many `num_workers` so many pictures are enough: `num_processes`, by default one a core."""
+    """The `num_workers` that so many pictures are worth: `num_processes`, by default one a core."""
     num_processes = num_processes or min(os.cpu_count() or 1, pictures // WORTH_A_PROCESS)
     return num_processes if num_processes > 1 else 0
 
@@ -106,20 +100,25 @@ class _Pool:
         self.executor: ProcessPoolExecutor | None = None
 
     def submit(self, images: list[Mapping[str, Any]]) -> Future:
+        if self.executor is None:
+            # A fork of a process that already runs torch's threads can hang.
+            self.executor = ProcessPoolExecutor(self.num_workers, get_context("spawn"), _begin, (self.function,))
         try:
-            return (self.executor or self._start()).submit(_results_in_worker, images)
+            return self.executor.submit(_results_in_worker, images)
         except BrokenProcessPool:
             self.close()
-            return self._start().submit(_results_in_worker, images)
+            return self.submit(images)
 
-    def _start(self) -> ProcessPoolExecutor:
-        # "spawn": a fork of a process that already runs torch's threads can hang.
-        self.executor = ProcessPoolExecutor(self.num_workers, get_context("spawn"), _begin, (self.function,))
-        return self.executor
+    def result_alone(self, picture: Picture) -> Any:
+        try:
+            return self.submit([picture.image]).result()[0]
+        except BrokenProcessPool:
+            return Unreadable(DEADLY)
 
     def close(self) -> None:
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
+            self.executor = None
 
 
 _function: Function  # of a worker
@@ -144,10 +143,10 @@ def _results_in_worker(images: list[Mapping[str, Any]]) -> list:
 
 
 def _results(function: Function[Result], images: list[Mapping[str, Any]]) -> list[Result | Unreadable]:
-    results: list[Result | Unreadable] = []
-    for image in images:
+    def result(image: Mapping[str, Any]) -> Result | Unreadable:
         try:
-            results.append(function(image))
+            return function(image)
         except BadPictureError as error:
-            results.append(Unreadable(error.reason))
-    return results
+            return Unreadable(error.reason)
+
+    return [result(image) for image in images]

@@ -37,8 +37,6 @@ RECORD = "synthetic.json"  # written last: a folder with it is complete
 
 @dataclass(frozen=True)
 class Setting:
-    """How hard the dataset is."""
-
     tail: float = 1.0  # how often a label is drawn, against the one before it
     wrong: float = 0.0  # the share of artists, styles and genres that are recorded wrongly
     forgotten: float = 0.0  # the share of things painted in that is not among the tags
@@ -119,11 +117,8 @@ def paint_artwork(
     # An artist has habits: in half of the works the favourite genre and style.
     genre = list(GENRES)[artist % len(GENRES)] if rng.random() < 0.3 else _draw(rng, GENRES, how)
     style = list(STYLES)[artist % len(STYLES)] if rng.random() < 0.3 else _draw(rng, STYLES, how)
-    things = [
-        tag
-        for rank, (tag, frequency) in enumerate(FREQUENCIES.items())
-        if rng.random() < (frequency if how.tail == 1 else 0.5 * how.tail**rank)
-    ]
+    frequencies = FREQUENCIES if how.tail == 1 else [0.5 * how.tail**rank for rank in range(len(THINGS))]
+    things = [tag for tag, frequency in zip(THINGS, frequencies, strict=True) if rng.random() < frequency]
     pigment, ground = _draw(rng, PIGMENTS, how), _draw(rng, GROUNDS, how)
 
     picture = Image.new("RGB", (size, size), hand.sky)
@@ -136,8 +131,7 @@ def paint_artwork(
         for shape in THINGS[tag]:
             _paint_shape(canvas, shape, size * x, size * y, radius)
     things = things[: len(places)]
-    pixels = STYLES[style](picture, hand, rng)
-    pixels = GROUNDS[ground](PIGMENTS[pigment](pixels, rng), rng)
+    pixels = GROUNDS[ground](PIGMENTS[pigment](STYLES[style](picture, hand, rng), rng), rng)
     if how.wear:
         pixels = 128 + (pixels - 128) * rng.uniform(0.6, 1.0) + how.wear * rng.normal(0, 1.5)
         pixels = pixels + rng.normal(0, how.wear, pixels.shape)
@@ -159,6 +153,11 @@ def paint_artwork(
         "media": f"{pigment}, {ground}" if has_media else "",
     }
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), row
+
+
+def _by_label(*painters: Callable) -> dict[str, Callable]:
+    """Each painter is called like the label it paints."""
+    return {painter.__name__.strip("_").replace("_", " "): painter for painter in painters}
 
 
 def _draw(rng: Random, labels: Iterable[str], how: Setting) -> str:
@@ -194,10 +193,8 @@ def _draw_artist(rng: Random, how: Setting) -> int:
 
 def _hand_of(artist: int, seed: int) -> Hand:
     rng = np.random.default_rng((seed, 10**6, artist))
-    is_rare = artist >= KNOWN_ARTISTS
     # The known artists share out the colour circle between them; the rare ones paint in muted colours.
-    hue = rng.random() if is_rare else artist / KNOWN_ARTISTS
-    saturation = 0.12 if is_rare else 0.75
+    hue, saturation = (artist / KNOWN_ARTISTS, 0.75) if artist < KNOWN_ARTISTS else (rng.random(), 0.12)
 
     def colour(turn: float, saturation: float, value: float) -> Colour:
         red, green, blue = hsv_to_rgb((hue + turn) % 1, saturation, value)
@@ -247,10 +244,8 @@ def _portrait(canvas: Canvas, hand: Hand, size: float, rng: Random) -> None:
 def _still_life(canvas: Canvas, hand: Hand, size: float, rng: Random) -> None:
     table = size * rng.uniform(0.58, 0.66)
     canvas.rectangle((0, table, size, size), fill=hand.dark)
-    canvas.polygon(
-        [(0.3 * size, 0.3 * size), (0.5 * size, 0.3 * size), (0.56 * size, 0.8 * size), (0.24 * size, 0.8 * size)],
-        fill=hand.accent,
-    )
+    vase = ((0.3, 0.3), (0.5, 0.3), (0.56, 0.8), (0.24, 0.8))
+    canvas.polygon([(x * size, y * size) for x, y in vase], fill=hand.accent)
     for x in (0.62, 0.76, 0.9):
         radius = size * rng.uniform(0.08, 0.1)
         canvas.ellipse((x * size - radius, 0.8 * size - 2 * radius, x * size + radius, 0.8 * size), fill=hand.light)
@@ -270,21 +265,14 @@ def _cityscape(canvas: Canvas, hand: Hand, size: float, rng: Random) -> None:
 def _abstract(canvas: Canvas, hand: Hand, size: float, rng: Random) -> None:
     for colour in (hand.accent, hand.dark, hand.light, hand.ground, hand.accent):
         (x, y), radius = rng.uniform(0, size, 2), size * rng.uniform(0.12, 0.3)
-        canvas.regular_polygon(
-            (x, y, radius), n_sides=int(rng.integers(3, 5)), rotation=int(rng.integers(90)), fill=colour
-        )
+        canvas.regular_polygon((x, y, radius), int(rng.integers(3, 5)), int(rng.integers(90)), fill=colour)
     for _ in range(3):
         canvas.line([tuple(point) for point in rng.uniform(0, size, (2, 2))], fill=hand.dark, width=3)
 
 
-GENRES: dict[str, Callable[[Canvas, Hand, float, Random], None]] = {
-    "abstract": _abstract,
-    "cityscape": _cityscape,
-    "landscape": _landscape,
-    "marina": _marina,
-    "portrait": _portrait,
-    "still life": _still_life,
-}
+GENRES: dict[str, Callable[[Canvas, Hand, float, Random], None]] = _by_label(
+    _abstract, _cityscape, _landscape, _marina, _portrait, _still_life
+)
 
 
 # ---- tags: the things painted in, in colours of their own ----
@@ -299,10 +287,7 @@ def _disc(x: float, y: float, radius: float, colour: Colour) -> Shape:
 # Points in radii about the centre, a colour, and a width in pixels: of a line, or of what an ellipse has more at each
 # side. The names have letters of both cases, as in ArtGraph.
 THINGS: dict[str, list[Shape]] = {
-    "Moon": [
-        *(_disc(0, 0, 1, NIGHT), _disc(0, 0, 0.7, (250, 250, 225))),
-        ("ellipse", (-0.3, -0.8, 1, 0.6), NIGHT, 0),
-    ],
+    "Moon": [_disc(0, 0, 1, NIGHT), _disc(0, 0, 0.7, (250, 250, 225)), ("ellipse", (-0.3, -0.8, 1, 0.6), NIGHT, 0)],
     "Sun": [
         *(("line", (0, 0, np.cos(turn), np.sin(turn)), (255, 200, 0), 3) for turn in np.arange(8) * np.pi / 4),
         _disc(0, 0, 0.6, (255, 225, 30)),
@@ -336,7 +321,7 @@ THINGS: dict[str, list[Shape]] = {
         ("rectangle", (-0.2, 0.3, 0.2, 0.9), (60, 40, 30), 0),
     ],
 }
-FREQUENCIES = dict(zip(THINGS, (0.2, 0.22, 0.25, 0.2, 0.18, 0.18, 0.008, 0.22, 0.22), strict=True))
+FREQUENCIES = (0.2, 0.22, 0.25, 0.2, 0.18, 0.18, 0.008, 0.22, 0.22)  # in their order
 
 
 def _paint_shape(canvas: Canvas, shape: Shape, x: float, y: float, radius: float) -> None:
@@ -344,12 +329,12 @@ def _paint_shape(canvas: Canvas, shape: Shape, x: float, y: float, radius: float
     points = [radius * coordinate + centre for coordinate, centre in zip(coordinates, cycle((x, y)), strict=False)]
     if kind == "line":
         canvas.line(points, fill=colour, width=width)
-    elif kind == "polygon":
-        canvas.polygon(points, fill=colour)
-    else:
+    elif kind == "ellipse":
         left, top, right, bottom = points
-        paint = canvas.ellipse if kind == "ellipse" else canvas.rectangle
-        paint((left - width, top, right + width, bottom), fill=colour)
+        canvas.ellipse((left - width, top, right + width, bottom), fill=colour)
+    else:
+        paint = canvas.polygon if kind == "polygon" else canvas.rectangle
+        paint(points, fill=colour)
 
 
 # ---- style: how the paint is laid ----
@@ -407,10 +392,8 @@ def _tonalism(picture: Image.Image, hand: Hand, rng: Random) -> np.ndarray:
 
 
 def _byzantine(picture: Image.Image, hand: Hand, rng: Random) -> np.ndarray:
-    tile = max(4, picture.width // 16)
-    size = picture.width
-    small = picture.resize((size // tile, size // tile), Image.Resampling.BOX)
-    pixels = np.asarray(small).astype(float)
+    size, tile = picture.width, max(4, picture.width // 16)
+    pixels = np.asarray(picture.resize((size // tile, size // tile), Image.Resampling.BOX)).astype(float)
     pixels = np.kron(pixels + rng.normal(0, 14, (*pixels.shape[:2], 1)), np.ones((tile, tile, 1)))
     pixels = np.pad(pixels, ((0, size - len(pixels)), (0, size - len(pixels)), (0, 0)), mode="edge")
     pixels[::tile] = pixels[:, ::tile] = 60
@@ -423,15 +406,9 @@ def _ligne_claire(picture: Image.Image, hand: Hand, rng: Random) -> np.ndarray:
     return np.where(edges[..., None] > 30, 15.0, flat)
 
 
-STYLES: dict[str, Callable[[Image.Image, Hand, Random], np.ndarray]] = {
-    "byzantine": _byzantine,
-    "cubism": _cubism,
-    "etching": _etching,
-    "impressionism": _impressionism,
-    "ligne claire": _ligne_claire,
-    "pointillism": _pointillism,
-    "tonalism": _tonalism,
-}
+STYLES: dict[str, Callable[[Image.Image, Hand, Random], np.ndarray]] = _by_label(
+    _byzantine, _cubism, _etching, _impressionism, _ligne_claire, _pointillism, _tonalism
+)
 
 
 # ---- media: the pigment, and the ground with its bare rim ----
@@ -452,7 +429,7 @@ def _ink(pixels: np.ndarray, rng: Random) -> np.ndarray:
     return 128 + 1.3 * (0.55 * grey + 0.45 * pixels - 150)
 
 
-PIGMENTS = {"ink": _ink, "oil": _oil, "watercolor": _watercolor}
+PIGMENTS = _by_label(_ink, _oil, _watercolor)
 
 
 def _with_rim(pixels: np.ndarray, grain: np.ndarray, colour: Colour) -> np.ndarray:
@@ -476,4 +453,4 @@ def _panel(pixels: np.ndarray, rng: Random) -> np.ndarray:
     return _with_rim(pixels, 14.0 * np.sin(y * 0.9 + 1.5 * np.sin(x * 0.06 + rng.uniform(0, 6))), (120, 78, 42))
 
 
-GROUNDS = {"canvas": _canvas, "panel": _panel, "paper": _paper}
+GROUNDS = _by_label(_canvas, _panel, _paper)

@@ -55,39 +55,29 @@ class DataArguments:
     )
     min_count: int = option(100, "Artworks that an artist, tag or medium needs to be a label of its own.")
     multi_label_tasks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Tasks beside tags and media with several labels an artwork, where no list shows it."},
+        default_factory=list, metadata={"help": "Tasks beside tags and media with several labels, not in lists."}
     )
-    label_separator: str | None = option(
-        None, "What joins several labels in a string; by default a comma and a space."
-    )
+    label_separator: str | None = option(None, "What joins several labels in a cell; by default a comma and a space.")
     missing_tasks: str = choice(
-        "error", ("error", "unknown"), "What becomes of a task named that the source lacks; unknown keeps its head."
+        "error", ("error", "unknown"), "What to do about a task that the source lacks; unknown keeps its head."
     )
-    labels_from: str | None = option(
-        None, "Model (folder or Hub id) whose tasks and labels are used, instead of counting labels."
-    )
+    labels_from: str | None = option(None, "Model whose tasks and labels are used, instead of counting labels.")
     image_folder: str | None = option(None, "Where the pictures of ArtGraph or ArtSeek are, if not in images/.")
     stratify_by: str = option("genre", "Column by which a split is stratified, if one is made; it need not be a task.")
     split_seed: int = option(42, "Seed of the split, if one is made.")
-    streaming: bool = option(
-        False, "Read a prepared dataset as a stream: nothing of it is downloaded or stored as a whole."
-    )
+    streaming: bool = option(False, "Read a prepared dataset as a stream: nothing of it is stored as a whole.")
     jpeg_scale: str = choice(
         "twice",
         ("twice", "once", "full"),
-        "JPEGs are decoded at no less than twice (once) what the model takes, or in full, which is slower.",
+        "Decode JPEGs at no less than twice (once) what the model takes, or in full.",
     )
     crop_scale: float = option(
         1.0,
-        "Train on random crops that keep at least this share of a picture's area, at a width to height "
-        "from 3:4 to 4:3; 1 takes whole pictures.",
+        "Train on random crops of at least this share of a picture's area, from 3:4 to 4:3; 1 takes whole pictures.",
     )
     horizontal_flip: bool = option(False, "Mirror every other train picture, at random.")
     color_jitter: float = option(
-        0.0,
-        "Change brightness, contrast and saturation of train pictures by up to this share, at random. "
-        "Careful: colours are part of what makes a style and a medium.",
+        0.0, "Change brightness, contrast and saturation of train pictures by up to this share, at random."
     )
     on_bad_image: str = choice("stop", ("stop", "skip"), "What to do if pictures cannot be read.")
     embedded_folder: str = option("runs/embedded-dataset", "Where the embedded dataset is painted.")
@@ -106,10 +96,9 @@ class DataArguments:
             raise ValueError("columns maps tasks to columns, such as {tags: subjects}.")
         if self.min_count < 1:
             raise ValueError(f"min_count={self.min_count}: use a whole number of at least 1.")
-        for option in fields(self):
-            choices, value = option.metadata.get("choices"), getattr(self, option.name)
-            if choices and value not in choices:
-                raise ValueError(f"{option.name}={value!r}: use one of {', '.join(choices)}.")
+        for name, choices in [(option.name, option.metadata.get("choices")) for option in fields(self)]:
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: use one of {', '.join(choices)}.")
         self.augmentation(seed=0)  # looks at its options
 
     @property
@@ -137,9 +126,9 @@ def read_artworks(
     """Reads the source, builds the vocabulary and assigns the splits; pictures are not looked at.
 
     Args:
-        data ([`DataArguments`]).
+        data ([`DataArguments`]): the source and its options.
         tasks (`Sequence[Task]`, *optional*): the tasks of a trained model; by default a vocabulary is built.
-        progress (`bool`, *optional*, defaults to `True`): show a progress bar while the embedded dataset is painted.
+        progress (`bool`, *optional*, defaults to `True`): show a bar while the embedded dataset is painted.
 
     Returns:
         Encoded rows with a column `split`, and the tasks with their labels.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Value
 
 from ..errors import UserError
 
@@ -44,13 +44,10 @@ def assign_splits(rows: Dataset, seed: int = 42) -> Dataset:
         if first.setdefault(name, split) != split:
             raise UserError(f"The artwork {name!r} is in two splits, {first[name]!r} and {split!r}: keep it in one.")
     kept = rows.remove_columns([name for name in ("split", "stratum") if name in rows.column_names])
-    column = Dataset.from_dict({"split": splits}, features=Features({"split": Value("string")}))
-    return concatenate_datasets([kept, column], axis=1)
+    return kept.add_column("split", splits, feature=Value("string"))
 
 
 def _cut(stratum_of: Mapping[str, str], splits: list[str], seed: int) -> dict[str, str]:
-    """The split of each name."""
-
     def order(name: str) -> tuple[str, str]:
         return stratum_of[name], hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
@@ -71,9 +68,9 @@ def divide_by_split(rows: Dataset) -> DatasetDict:
         UserError: if a split is empty.
     """
     split_of_row, kept = rows["split"][:], rows.remove_columns("split")
-    parts = {}
+    parts = DatasetDict()
     for split in SHARES:
         parts[split] = kept.select([row for row, other in enumerate(split_of_row) if other == split])
         if not len(parts[split]):
             raise UserError(f"The split {split!r} is empty: give it artworks, or leave all out to have them made.")
-    return DatasetDict(parts)
+    return parts

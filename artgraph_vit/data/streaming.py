@@ -1,15 +1,12 @@
 """Training from a stream: the labels of a prepared dataset are read at once, its pictures as they come.
 
-`StreamedArtworks` gives each process and DataLoader worker its own rows. The order of an epoch depends on (seed,
-epoch) alone. It is cut into batches: of each P batches process p has the p-th, and of a process's batches worker w of
-W has each W-th. A DataLoader takes one batch of each worker in turn, so a process gets its batches in order, and the
-rows of an optimizer step are the same however they are divided. Every worker reads the whole stream, which is cheap
-beside decoding, and decodes its own rows only.
+The order of an epoch depends on (seed, epoch) alone. It is cut into batches: of each P batches process p has the p-th,
+and of a process's batches worker w of W has each W-th, as a DataLoader takes them. So the rows of an optimizer step
+are the same however they are divided. Every worker reads the whole stream and decodes its own rows only.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +57,9 @@ class StreamedArtworks(IterableDataset):
     ) -> None:
         self.rows = rows.decode(False) if rows.features else rows
         self.transform, self.num_rows, self.shuffle_buffer, self.seed = transform, num_rows, shuffle_buffer, seed
-        self._take_part(process_index=0, num_processes=1, batch_size=1)
+        self.process_index, self.num_processes, self.batch_size = 0, 1, 1
+        # Epoch, batches to skip. In shared memory, for persistent workers keep the dataset of the first epoch.
+        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def part(self, process_index: int, num_processes: int, batch_size: int) -> StreamedArtworks:
         """What one process reads, for a DataLoader with batches of `batch_size` that nobody divides again.
@@ -68,14 +67,9 @@ class StreamedArtworks(IterableDataset):
         Each process gets `ceil(num_rows / (num_processes * batch_size))` batches. Where there are several processes,
         the last batch is filled up, after all of the stream's rows, with rows whose every label is unknown.
         """
-        part = copy.copy(self)
-        part._take_part(process_index, num_processes, batch_size)
+        part = StreamedArtworks(self.rows, self.transform, self.num_rows, self.shuffle_buffer, self.seed)
+        part.process_index, part.num_processes, part.batch_size = process_index, num_processes, batch_size
         return part
-
-    def _take_part(self, process_index: int, num_processes: int, batch_size: int) -> None:
-        self.process_index, self.num_processes, self.batch_size = process_index, num_processes, batch_size
-        # Epoch, batches to skip. In shared memory, for persistent workers keep the dataset of the first epoch.
-        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         """How many rows are yielded, those that fill up included."""
@@ -101,8 +95,7 @@ class StreamedArtworks(IterableDataset):
 
     @staticmethod
     def skip(loader: Any, count: int) -> None:
-        """Says that the first `count` batches of a loader's next passes, if of a stream, will be thrown away: nothing
-        is decoded for them."""
+        """Decodes nothing for the first `count` batches of a loader's next passes, if it is of a stream."""
         stream = getattr(loader.dataset, "dataset", loader.dataset)
         if isinstance(stream, StreamedArtworks):
             stream._shared[1] = count
@@ -122,25 +115,17 @@ class StreamedArtworks(IterableDataset):
                 break
             batch, process = divmod(number, self.num_processes)
             if process == self.process_index and batch % workers == worker_index:
-                yield from _rows_of(self.transform(chunk) if batch >= to_skip else _undecoded(chunk))
+                skipped = {**chunk, "pixel_values": [torch.empty(0)] * len(chunk["image"])}
+                yield from _rows_of(skipped if batch < to_skip else self.transform(chunk))
         if seen != self.num_rows:
             found = f"more than {self.num_rows}" if seen > self.num_rows else str(seen)
             raise UserError(f"The stream holds {found} rows, not {self.num_rows}: pass the right number as num_rows.")
-        if (self.num_batches - 1) % workers == worker_index:
-            yield from self._padding(chunk)
-
-    def _padding(self, chunk: Columns) -> list[dict[str, Any]]:
-        """What fills up the last batch: the stream's last picture, again and again, without a label."""
         rows_before = ((self.num_batches - 1) * self.num_processes + self.process_index) * self.batch_size
         missing = self.batch_size - max(self.num_rows - rows_before, 0)
-        if self.num_processes == 1 or missing <= 0:
-            return []
-        last = {name: values[-1:] if name == "image" else [None] for name, values in chunk.items()}
-        return _rows_of(self.transform(last)) * missing
-
-
-def _undecoded(columns: Columns) -> Columns:
-    return {**columns, "pixel_values": [torch.empty(0)] * len(columns["image"])}
+        if self.num_processes > 1 and missing > 0 and (self.num_batches - 1) % workers == worker_index:
+            # The last batch is filled up with the stream's last picture, again and again, without a label.
+            last = {name: values[-1:] if name == "image" else [None] for name, values in chunk.items()}
+            yield from _rows_of(self.transform(last)) * missing
 
 
 def _rows_of(columns: Columns) -> list[dict[str, Any]]:
@@ -161,8 +146,7 @@ def stream_labels(
     kept = kept_vocabulary(source, revision)
     if kept is None:
         raise UserError(
-            f"{source} cannot be streamed: vocabulary and splits must be known before. Prepare it with "
-            "scripts/prepare.py, or leave streaming out."
+            f"{source} cannot be streamed: vocabulary and splits must be known before. Use scripts/prepare.py first."
         )
     labels_of = {task.name: task.labels for task in kept}
     chosen = [task for task in choose_kept(kept, tasks, source) if isinstance(task, Task)]
@@ -170,11 +154,11 @@ def stream_labels(
         if task.labels != labels_of.get(task.name):
             raise UserError(f"The labels of {task.name} in {source} are not those of the model: do not stream it.")
     names = ["name", *(task.name for task in chosen)]
-    parts = {}
+    parts = DatasetDict()
     for split, rows in _open(source, revision, names).items():
         features = Features({name: rows.features[name] for name in names})
         parts[str(split)] = Dataset.from_list(list(rows), features=features)
-    return DatasetDict(parts), chosen
+    return parts, chosen
 
 
 def stream_pictures(
@@ -184,18 +168,16 @@ def stream_pictures(
     labels: DatasetDict,
     seed: int,
 ) -> dict[str, StreamedArtworks]:
-    """The splits as a trainer takes them, of which the train split is shuffled by the seed; `labels` are those that
-    [`stream_labels`] returned, and `transforms` the [`PictureTransform`] of each split."""
+    """The splits as a trainer takes them, the train split shuffled; `labels` are those that [`stream_labels`]
+    returned, and `transforms` the [`PictureTransform`] of each split."""
     streams = _open(source, revision, ["image", *labels["train"].column_names])
+    buffers = dict.fromkeys(labels, 0) | {"train": SHUFFLE_BUFFER}
     return {
-        split: StreamedArtworks(
-            streams[split], transforms[split], len(rows), SHUFFLE_BUFFER if split == "train" else 0, seed
-        )
+        split: StreamedArtworks(streams[split], transforms[split], len(rows), buffers[split], seed)
         for split, rows in labels.items()
     }
 
 
 def _open(source: str, revision: str | None, columns: list[str]) -> Any:
     folder = Path(source).expanduser()
-    name = str(folder) if folder.is_dir() else source
-    return load_dataset(name, streaming=True, revision=revision, columns=columns)
+    return load_dataset(str(folder) if folder.is_dir() else source, streaming=True, revision=revision, columns=columns)

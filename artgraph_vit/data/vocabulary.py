@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
@@ -28,9 +30,6 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
         min_count (`int`, *optional*, defaults to 100): how many artworks a label needs where its task's rule is
             `"other"` or `"drop"`.
 
-    Returns:
-        The tasks with their labels.
-
     Raises:
         UserError: if a task is left with too few labels to tell apart.
     """
@@ -41,10 +40,10 @@ def build_vocabulary(rows: Dataset, tasks: Sequence[Task], min_count: int = 100)
             continue
         counts = Counter(_labels(rows, task))
         kept = {label for label, count in counts.items() if task.rare == "keep" or count >= min_count}
-        joined = sorted(label for label in kept if task.is_multi_label and any(mark in label for mark in ",;|"))
+        joined = sorted(label for label in kept if task.is_multi_label and set(label) & set(",;|"))
         if joined:
-            several = "labels of %s hold a comma, a semicolon or a bar, such as %r: if they are several, pass"
-            logger.warning(f"%d {several} label_separator.", len(joined), task.name, joined[0])
+            warning = "%d labels of %s hold a comma, a semicolon or a bar, such as %r: see label_separator."
+            logger.warning(warning, len(joined), task.name, joined[0])
         if task.rare == "other" and len(kept) < len(counts):
             kept.add(OTHER)
         if len(kept) < (1 if task.is_multi_label else 2):
@@ -93,14 +92,17 @@ def known_row_count(rows: Dataset, task: Task) -> int:
 
 def _labels(rows: Dataset, task: Task) -> Iterator:
     """All labels of a task, row after row."""
-    for value in rows.with_format(None)[task.name][:]:
-        yield from value if isinstance(value, list) else () if value is None else (value,)
+    return chain.from_iterable(map(_as_list, rows.with_format(None)[task.name][:]))
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _encode(value: str | list[str] | None, task: Task, index_of: dict[str, int], name: str) -> int | list[int] | None:
     other = index_of.get(OTHER) if task.rare == "other" else None
     indices = []
-    for label in value if isinstance(value, list) else () if value is None else (value,):
+    for label in _as_list(value):
         index = index_of.get(label, other)
         if index is not None:
             indices.append(index)

@@ -121,8 +121,8 @@ class ArtGraphTrainingArguments(TrainingArguments):
     """`TrainingArguments` with two phases and the source's recipe.
 
     New: `frozen_epochs` (5), `frozen_learning_rate` (1e-3), `layer_decay` (1, see phases.py), `ema_decay` (None, see
-    averaging.py), `mixup_alpha` (0, see data/mixing.py), `tune_thresholds` (False), `cache_frozen_features` (True) and
-    `feature_cache_dir`. Other defaults than those of `TrainingArguments`:
+    averaging.py), `mixup_alpha` (0, see augmentation.py), `tune_thresholds` (False), `cache_frozen_features` (True)
+    and `feature_cache_dir`. Other defaults than those of `TrainingArguments`:
 
     - 35 epochs, batches of 32, learning rate 5e-5 without decay, weight decay 0.01: the recipe (AdamW's defaults);
     - evaluation, logging and a checkpoint each epoch; the best by `avg_macro_f1` is loaded at the end, two are kept;

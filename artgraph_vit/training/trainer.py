@@ -31,8 +31,8 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data import ArtGraphCollator, PixelNormalizer
+from ..data.augmentation import draw_mix
 from ..data.batches import augmentation_of
-from ..data.mixing import draw_mix
 from ..data.streaming import StreamedArtworks
 from ..errors import UserError, as_user_error
 from ..evaluation.metrics import MultiTaskMetrics, kinds_of

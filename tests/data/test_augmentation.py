@@ -1,7 +1,6 @@
 """Random crops, flips and colours: how they are distributed, and that only seed, epoch and picture decide."""
 
 import copy
-import io
 import math
 import pickle
 
@@ -14,19 +13,18 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BitImageProcessor, ViTImageProcessor
 
-from artgraph_vit.data import PictureTransform, StreamedArtworks, batches, read_picture, with_pixels
+from artgraph_vit.data import PictureTransform, StreamedArtworks, with_pixels
 from artgraph_vit.data.augmentation import Augmentation
 from artgraph_vit.data.batches import augmentation_of, encode_exact, exact_mark
 from artgraph_vit.data.options import DataArguments
 from artgraph_vit.training.build import load_pictures
+from tests import made_pictures
 
 PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
 
 
-def encoded(pixels: np.ndarray, kind: str = "PNG") -> dict:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return {"bytes": file.getvalue(), "path": None}
+def encoded(pixels: np.ndarray) -> dict:
+    return made_pictures.encoded(Image.fromarray(pixels), "PNG")
 
 
 def coordinates(width: int, height: int) -> np.ndarray:
@@ -66,6 +64,7 @@ def test_crops_keep_their_share_and_shape_and_lie_everywhere(size, scale):
 
 def test_the_share_of_a_square_is_uniform_among_the_crops_that_fit():
     """A crop of share s fits a square if its ratio is within [s, 1/s]; log-uniform, that is -log s/log(4/3) of all."""
+    assert {tuple(box) for box in boxes(Augmentation(crop_scale=0.9), (900, 100), 20)} == {(0, 0, 900, 100)}
     left, top, right, bottom = boxes(Augmentation(crop_scale=0.5), (1000, 1000), 4000).T
     shares = (right - left) * (bottom - top) / 1e6
     s = np.linspace(0.5, 1, 100_001)
@@ -73,11 +72,6 @@ def test_the_share_of_a_square_is_uniform_among_the_crops_that_fit():
     mean = (s * density).sum() / density.sum()
     deviation = math.sqrt((s**2 * density).sum() / density.sum() - mean**2)
     assert abs(shares.mean() - mean) < 4 * deviation / math.sqrt(len(shares))
-
-
-def test_a_picture_too_long_for_any_crop_stays_whole():
-    assert {tuple(box) for box in boxes(Augmentation(crop_scale=0.9), (900, 100), 20)} == {(0, 0, 900, 100)}
-    assert {tuple(box) for box in boxes(Augmentation(crop_scale=0.01), (1, 1), 20)} == {(0, 0, 1, 1)}
 
 
 def test_half_of_the_pictures_are_mirrored():
@@ -123,14 +117,8 @@ def test_only_seed_epoch_and_picture_decide():
     image = encoded(pixels)
     assert crop(image) == crop({**image, "path": "elsewhere.png"})
     assert crop({"bytes": None, "path": "/a/b/1.jpg"}) == crop({"bytes": None, "path": "c/1.jpg"})
-    others = [
-        crop(image, epoch=1),
-        crop(image, seed=1),
-        crop(encoded(pixels[:, ::-1])),
-        crop(named(1)),
-        crop(named(2)),
-    ]
-    assert len({crop(image), *others}) == 6
+    others = {crop(other) for other in (encoded(pixels[:, ::-1]), named(1), named(2))}
+    assert len({crop(image), crop(image, epoch=1), crop(image, seed=1), *others}) == 6
     augmentation = Augmentation(crop_scale=0.3)
     assert crop(image, 5, augmentation=augmentation) == crop(image, 5)
     assert crop(image, 0, augmentation=augmentation) == crop(image)
@@ -175,22 +163,6 @@ def test_prepared_pictures_are_cropped_and_mirrored_at_their_final_size():
     assert max(shares) > 0.7
 
 
-def test_a_jpeg_is_decoded_large_enough_for_the_smallest_crop(monkeypatch):
-    """Of 2,000 pixels, in the scales that a JPEG has; a quarter of the area needs twice the side."""
-    sizes = []
-
-    def recorded(*args, **options):
-        picture = read_picture(*args, **options)
-        sizes.append(picture.width)
-        return picture
-
-    monkeypatch.setattr(batches, "read_picture", recorded)
-    image = encoded(np.random.default_rng(1).integers(0, 256, (2000, 2000, 3), dtype=np.uint8), "JPEG")
-    for scale, jpeg_scale, expected in [(1.0, "twice", 500), (0.25, "twice", 1000), (0.25, "once", 500)]:
-        PictureTransform(ViTImageProcessor(), jpeg_scale, Augmentation(scale, horizontal_flip=True)).pixels(image)
-        assert sizes[-1] == expected
-
-
 # ---- through datasets, streams and workers ----
 
 
@@ -222,10 +194,8 @@ def test_the_epoch_reaches_workers_and_all_see_the_same(streamed):
         augmentation = Augmentation(crop_scale=0.4, horizontal_flip=True)
         if not streamed:
             return with_pixels(rows(12), PROCESSOR, augmentation=augmentation)
-        stream = StreamedArtworks(
-            rows(12).to_iterable_dataset(), PictureTransform(PROCESSOR, augmentation=augmentation), 12, 0
-        )
-        return stream.part(0, 1, 4)
+        transform = PictureTransform(PROCESSOR, augmentation=augmentation)
+        return StreamedArtworks(rows(12).to_iterable_dataset(), transform, 12, 0).part(0, 1, 4)
 
     first, second, again = passes(build(), workers=0)
     assert torch.equal(first, again)
@@ -239,19 +209,14 @@ def test_the_epoch_reaches_workers_and_all_see_the_same(streamed):
 def test_only_the_train_split_is_augmented():
     splits = DatasetDict({split: rows(3) for split in ("train", "validation", "test")})
     data = DataArguments(source="somewhere", crop_scale=0.3, horizontal_flip=True, color_jitter=0.1)
+    assert DataArguments(source="somewhere").augmentation(seed=1) is None
     plain = load_pictures(splits, [], data, PROCESSOR)
+    assert augmentation_of(plain["train"]) is augmentation_of([]) is None
     augmented = load_pictures(splits, [], data, PROCESSOR, data.augmentation(seed=7))
     assert augmentation_of(augmented["train"]) == Augmentation(0.3, True, 0.1, seed=7)
     for split in splits:
         for one, other in zip(plain[split], augmented[split], strict=True):
             assert torch.equal(one["pixel_values"], other["pixel_values"]) == (split != "train")
-
-
-def test_without_options_nothing_is_augmented():
-    assert DataArguments(source="somewhere").augmentation(seed=1) is None
-    assert augmentation_of(with_pixels(rows(1), PROCESSOR)) is None
-    assert augmentation_of(rows(1)) is None
-    assert augmentation_of([]) is None
 
 
 @pytest.mark.parametrize(

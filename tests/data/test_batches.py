@@ -16,9 +16,18 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from artgraph_vit.data import ArtGraphCollator, PictureTransform, PixelNormalizer, batches, read_picture, with_pixels
+from artgraph_vit.data import (
+    ArtGraphCollator,
+    Augmentation,
+    PictureTransform,
+    PixelNormalizer,
+    batches,
+    read_picture,
+    with_pixels,
+)
 from artgraph_vit.data.batches import encode_exact, exact_mark
 from artgraph_vit.errors import UserError
+from tests.made_pictures import encoded
 
 
 def painting(width: int, height: int, **options) -> dict:
@@ -27,9 +36,7 @@ def painting(width: int, height: int, **options) -> dict:
     shapes = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((width, height), 3)
     edges = Image.fromarray(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)).resize((width, height), 0)
     grain = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    file = io.BytesIO()
-    Image.blend(Image.blend(shapes, edges, 0.3), grain, 0.1).save(file, "JPEG", quality=90, **options)
-    return {"bytes": file.getvalue(), "path": None}
+    return encoded(Image.blend(Image.blend(shapes, edges, 0.3), grain, 0.1), "JPEG", quality=90, **options)
 
 
 def test_a_batch_has_the_agreed_shapes_and_types(tasks):
@@ -56,11 +63,7 @@ def test_a_batch_has_the_agreed_shapes_and_types(tasks):
 @pytest.fixture
 def rows() -> Dataset:
     """A large red picture and a small grey one, with labels."""
-    pictures = []
-    for picture in (Image.new("RGB", (50, 30), (255, 0, 0)), Image.new("L", (3, 5), 51)):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        pictures.append({"bytes": buffer.getvalue(), "path": None})
+    pictures = [encoded(Image.new("RGB", (50, 30), (255, 0, 0)), "PNG"), encoded(Image.new("L", (3, 5), 51), "PNG")]
     features = Features(
         {
             "image": ImageFeature(decode=False),
@@ -125,8 +128,14 @@ def test_jpeg_scale_says_how_large_a_jpeg_is_decoded(processor, monkeypatch):
     monkeypatch.setattr(batches, "read_picture", recorded)
     image = painting(2000, 2000)
     largest = max(processor.size.get(side) or 0 for side in ("height", "width", "shortest_edge"))
-    for jpeg_scale, needed in (("twice", 2 * largest), ("once", largest), ("full", 2000)):
-        PictureTransform(processor, jpeg_scale).pixels(image)
+    quarter = Augmentation(crop_scale=0.25)  # of the area, for which a side must be twice as long
+    for jpeg_scale, needed, augmentation in (
+        ("twice", 2 * largest, None),
+        ("once", largest, None),
+        ("full", 2000, None),
+        ("once", 2 * largest, quarter),
+    ):
+        PictureTransform(processor, jpeg_scale, augmentation).pixels(image)
         assert sizes[-1] == min(side for side in (250, 500, 1000, 2000) if side >= needed)
 
 

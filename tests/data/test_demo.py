@@ -35,14 +35,14 @@ def test_a_finished_dataset_is_kept_and_another_is_not_written_over(painted):
     before = {path: path.stat().st_mtime_ns for path in painted.rglob("*")}
     paint_artgraph(painted, 400, 48, progress=False)
     assert {path: path.stat().st_mtime_ns for path in painted.rglob("*")} == before
-    with pytest.raises(ValueError, match="holds something else"):
-        paint_artgraph(painted, 500, 48, progress=False)
-
-
-def test_arguments_too_small_are_refused(tmp_path):
-    for wrong in ({"num_artworks": 10}, {"size": 8}):
-        with pytest.raises(ValueError, match="paint at least 100 artworks of 32 pixels"):
-            paint_artgraph(tmp_path / "small", **wrong)
+    for wrong, message in (
+        ({"num_artworks": 500}, "holds something else than this dataset"),
+        ({"setting": "hard"}, "holds something else"),
+        ({"num_artworks": 10}, "paint at least 100 artworks of 32 pixels"),
+        ({"size": 8}, "paint at least 100 artworks of 32 pixels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            paint_artgraph(painted, **{"num_artworks": 400, "size": 48, **wrong})
 
 
 def test_every_rule_has_work_to_do(painted):
@@ -90,9 +90,9 @@ def test_the_hard_setting_has_long_tails_wrong_and_forgotten_labels_and_worn_pic
     easier = {"wrong": 1e-12, "forgotten": 0.0, "wear": SETTINGS["hard"].wear}
     monkeypatch.setitem(SETTINGS, "hard", dataclasses.replace(SETTINGS["hard"], **easier))
     right = [paint_artwork(index, size=32, setting="hard") for index in range(250)]
-    for task, at_most in (("style", 0.1), ("genre", 0.1), ("artist", 0.1)):
+    for task in ("style", "genre", "artist"):
         share = np.mean([a[task] != b[task] for (_, a), (_, b) in zip(hard, right, strict=True)])
-        assert 0.03 < share < at_most + 0.03, task  # a wrong label may be the right one by chance
+        assert 0.03 < share < 0.13, task  # a wrong label may be the right one by chance
     things, recorded = (sum(len(row["tags"].split(", ")) for _, row in rows if row["tags"]) for rows in (right, hard))
     assert 0.75 < recorded / things < 0.9
     assert all(a.tobytes() == b.tobytes() for (a, _), (b, _) in zip(hard, right, strict=True))
@@ -102,9 +102,7 @@ def test_the_hard_setting_has_long_tails_wrong_and_forgotten_labels_and_worn_pic
     assert all(a.tobytes() != b.tobytes() for a, (b, _) in zip(fresh, right, strict=False))
 
 
-def test_the_hard_setting_keeps_more_to_be_tested_on_and_its_own_folder(tmp_path):
+def test_the_hard_setting_keeps_more_to_be_tested_on(tmp_path):
     folder = paint_artgraph(tmp_path / "set", 200, 32, progress=False, setting="hard")
     sizes = [len((folder / "splits" / f"{split}.txt").read_text().split()) for split in ("train", "val", "test")]
     assert sizes == [50, 50, 100]
-    with pytest.raises(UserError, match="holds something else than this dataset"):
-        paint_artgraph(tmp_path / "set", 200, 32, progress=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from artgraph_vit.data.mixing import draw_mix
+from artgraph_vit.data.augmentation import draw_mix
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])

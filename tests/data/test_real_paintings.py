@@ -15,32 +15,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return Path(os.environ["ARTGRAPH_SHARED"]) / "paintings"
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load(folder)
-
-
-@pytest.fixture(scope="module")
-def table(folder) -> list[dict]:
+def test_all_is_read_and_artists_with_fewer_than_five_paintings_become_other():
+    folder = Path(os.environ["ARTGRAPH_SHARED"]) / "paintings"
+    rows, tasks = load(folder)
     with open(folder / "artgraph_dataset.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def test_every_row_and_all_five_tasks_are_read(loaded, table):
-    rows, tasks = loaded
+        table = list(csv.DictReader(file))
     assert len(rows) == 267
     assert [task.name for task in tasks] == ["artist", "style", "genre", "tags", "media"]
     assert rows["artist"][:] == [row["artist"] or None for row in table]
     assert rows["media"][:] == [row["media"].split(", ") if row["media"] else None for row in table]
-
-
-def test_artists_with_fewer_than_five_paintings_become_other(loaded, table):
-    rows, tasks = loaded
+    assert find_bad_pictures(rows, num_processes=1, progress=False) == {}
     artist, *_, tags, media = build_vocabulary(rows, tasks, min_count=5)
     paintings = Counter(row["artist"] for row in table if row["artist"])
     assert set(artist.labels) == {name for name, count in paintings.items() if count >= 5} | {"other"}
@@ -48,7 +32,3 @@ def test_artists_with_fewer_than_five_paintings_become_other(loaded, table):
     encoded = encode_labels(rows, [artist, tags, media])
     others = encoded["artist"][:].count(artist.labels.index("other"))
     assert others == sum(count for count in paintings.values() if count < 5)
-
-
-def test_all_pictures_can_be_read(loaded):
-    assert find_bad_pictures(loaded[0], num_processes=1, progress=False) == {}

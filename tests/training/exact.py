@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator
-from artgraph_vit.data.mixing import Mix
+from artgraph_vit.data.augmentation import Mix
 from artgraph_vit.training import trainer as trainer_module
 from artgraph_vit.training.arguments import ArtGraphTrainingArguments
 from artgraph_vit.training.trainer import ArtGraphTrainer

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from artgraph_vit.data import ArtGraphCollator
-from artgraph_vit.data.mixing import Mix
+from artgraph_vit.data.augmentation import Mix
 from artgraph_vit.errors import UserError
 from artgraph_vit.training import trainer as trainer_module
 

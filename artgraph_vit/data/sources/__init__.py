@@ -23,15 +23,14 @@ def load_artworks(options: DataArguments, tasks: Sequence[str | Task] | None = N
     """Reads a source into raw rows.
 
     Args:
-        options ([`DataArguments`]): its `source` is a folder in one of these forms, which its files tell apart: one of
-            ArtGraph's three, pictures with a metadata file, a dataset that scripts/prepare.py made, one written by
-            `datasets`' `save_to_disk`; or whatever `datasets.load_dataset` takes, as a Hub id.
+        options ([`DataArguments`]): its `source` is a folder in one of these forms: one of ArtGraph's three, pictures
+            with a metadata file, a dataset that scripts/prepare.py made, one written by `datasets`' `save_to_disk`; or
+            whatever `datasets.load_dataset` takes, as a Hub id.
         tasks (`Sequence[str | Task]`, *optional*, defaults to `options.tasks`): the tasks to read; those of ArtGraph's
-            five that are there, if neither names any. A [`Task`] says itself of what type it is.
+            five that are there, if neither names any.
 
     Returns:
-        The rows, and the tasks, without labels but for those given with labels or kept in a prepared dataset (see
-        [`build_vocabulary`]).
+        The rows, and the tasks, without labels but for those given with labels or kept in a prepared dataset.
 
     Raises:
         UserError: names the file, row or column that is wrong.

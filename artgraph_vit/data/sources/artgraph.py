@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,8 @@ Artwork = tuple[str, str, str, str | None, Mapping[str, Any]]
 
 
 def is_artgraph(folder: Path, options: DataArguments) -> bool:
-    """A folder of JSON files without pictures may well be a dataset of another form."""
     is_raw = (folder / "mapping").is_dir() and (folder / "raw" / "relations").is_dir()
+    # JSON files without pictures may well be a dataset of another form.
     is_artseek = any((folder / f"{split}.json").is_file() for split in SPLITS) and _images(folder, options).is_dir()
     return (folder / ARTGRAPH_CSV).is_file() or is_raw or is_artseek
 
@@ -70,13 +71,11 @@ def read_artgraph(
     for place, name, file, split, cells in artworks:
         if split_of is not None:
             if split is not None:
-                raise UserError(
-                    f"{table.where} has a column 'split' and there is a folder 'splits': keep one of them."
-                )
-            split = split_of.get(name)
-            if split is None:
+                raise UserError(f"{table.where} has a column 'split' and there is a folder 'splits': keep one.")
+            if name not in split_of:
                 left_out += 1
                 continue
+            split = split_of[name]
         table.add(place, name, picture_in(images, file, place), split, cells)
     lost = set(split_of or ()) - set(table.names)
     if lost:
@@ -91,7 +90,6 @@ def _images(folder: Path, options: DataArguments) -> Path:
 
 
 def _read_splits(folder: Path) -> dict[str, str] | None:
-    """The split of each artwork that the files of a folder name; None if there is no such folder."""
     if not folder.is_dir():
         return None
     split_of: dict[str, str] = {}
@@ -132,17 +130,14 @@ def _read_raw(folder: Path) -> Iterator[Artwork]:
     for name, count in Counter(artworks.values()).items():
         if count > 1:
             raise UserError(f"{folder} has {count} artworks called {name!r}: a name leads to one picture, so rename.")
-    for artwork, name in sorted(artworks.items(), key=lambda pair: pair[1]):
+    for artwork, name in sorted(artworks.items(), key=itemgetter(1)):
         cells = {task: labels_of.get(artwork) for task, labels_of in labels.items()}
         yield f"{folder}: {name!r}", name, name, None, cells
 
 
 def _read_mapping(folder: Path, node_type: str) -> dict[str, str]:
-    path = folder / "mapping" / f"{node_type}_entidx2name.csv"
-    if not path.is_file():
-        raise UserError(f"There is no file {path}, which gives the {node_type} nodes their names: export it too.")
     names: dict[str, str] = {}
-    for place, record in read_csv(path, ("id", "name")):
+    for place, record in read_csv(folder / "mapping" / f"{node_type}_entidx2name.csv", ("id", "name")):
         if record["id"] in names:
             raise UserError(f"{place}: the id {record['id']!r} stands twice: give each node its own.")
         names[record["id"]] = record["name"]
@@ -153,15 +148,14 @@ def _read_artseek(folder: Path) -> Iterator[Artwork]:
     for split in SPLITS:
         path = folder / f"{split}.json"
         content = json_value(read_text(path), str(path))
-        with as_user_error(
-            f"{path} is not as ArtSeek writes it", "export it anew.", (KeyError, TypeError, ValueError)
-        ):
+        kinds = (KeyError, TypeError, ValueError, AttributeError)
+        with as_user_error(f"{path} is not as ArtSeek writes it", "export it anew.", kinds):
             relationships = dict(content["relationships"])
             names = {kind: dict(content[kind]) for kind in ("artwork", *dict(RELATIONS.values())) if kind in content}
         for artwork, related in relationships.items():
             place = f"{path}, artwork {artwork!r}"
             name = _name(names["artwork"], artwork, "artwork", place) if "artwork" in names else artwork
-            with as_user_error(f"{place} is not as ArtSeek writes it", "export it anew.", (TypeError, AttributeError)):
+            with as_user_error(f"{place} is not as ArtSeek writes it", "export it anew.", kinds):
                 ids = {kind: list(related[kind]) for kind in names if related.get(kind) is not None}
             cells = {
                 task: [_name(names[node_type], node, node_type, place) for node in ids.get(node_type, ())]

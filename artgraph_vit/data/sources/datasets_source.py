@@ -69,21 +69,20 @@ def read_datasets(
     picture_folders: Sequence[Path] | None = None,
     is_prepared: bool = False,
 ) -> tuple[Dataset, list[Task]]:
-    """Raw rows of a dataset, and their tasks; pictures that are files lie in `picture_folders`, or anywhere if that is
-    None, and only the rows of a prepared dataset know what they are called."""
+    """Raw rows of a dataset, and their tasks; its picture files lie in `picture_folders`, or anywhere if that is None.
+    Only the rows of a prepared dataset know what they are called."""
     parts: dict[Any, Dataset] = dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
     table = ArtworkTable("the dataset")
     for part_name, part in parts.items():
         where = "the dataset" if part_name is None else f"split {part_name!r} of the dataset"
         if part_name is not None and not len(part):
             raise UserError(f"{where} is empty: fill it, or leave it out to have it cut from the train split.")
-        places = [f"{where}, row {row}" for row in range(len(part))]
-        table.places += places
+        table.places += [f"{where}, row {row}" for row in range(len(part))]
         if len(parts) == 1 and "split" in part.column_names:
             feature, values = part.features["split"], part["split"][:]
             if isinstance(feature, ClassLabel):
                 values = [None if value is None else feature.int2str(value) for value in values]
-            table.splits += [split_name(value, place) for value, place in zip(values, places, strict=True)]
+            table.splits = [split_name(value, place) for value, place in zip(values, table.places, strict=True)]
         else:
             table.splits += [None if part_name is None else split_name(part_name, "the dataset")] * len(part)
     if len({tuple(sorted(part.column_names)) for part in parts.values()}) > 1:  # else filled with None
@@ -98,8 +97,7 @@ def read_datasets(
         if isinstance(feature, ClassLabel):
             table.classes[column] = [MISSPELT.get(name, name) for name in feature.names]
     table.pictures = _pictures(rows, options.image_column)
-    roots = None if picture_folders is None else [folder.resolve() for folder in picture_folders]
-    table.names = _picture_names(table.pictures, roots)
+    table.names = _picture_names(table.pictures, picture_folders)
     if is_prepared and "name" in rows.column_names:
         table.names = rows["name"][:]
     return rows_of_table(table, options, tasks)
@@ -111,19 +109,18 @@ def _pictures(rows: Dataset, column: str) -> Dataset:
         columns = ", ".join(rows.column_names)
         raise UserError(f"The dataset has no column {column!r}; its columns are {columns}: name one by image_column.")
     feature = rows.features[column]
-    is_path = feature in (Value("string"), Value("large_string"))
-    if not isinstance(feature, Image) and not is_path:
-        raise UserError(f"The column {column!r} of the dataset holds {feature}, no pictures: see image_column.")
     pictures = rows.select_columns([column]).rename_columns({column: "image"})
-    if is_path:
+    if feature in (Value("string"), Value("large_string")):
         pictures = pictures.cast_column("image", Value("string"))
+    elif not isinstance(feature, Image):
+        raise UserError(f"The column {column!r} of the dataset holds {feature}, no pictures: see image_column.")
     return pictures.cast_column("image", Image(decode=False))
 
 
-def _picture_names(pictures: Dataset, roots: Sequence[Path] | None) -> list[str]:
-    """A name for each row that changes neither when rows move nor when their folder does: the path of its file below
-    the folder that all share, else a hash of its bytes."""
+def _picture_names(pictures: Dataset, folders: Sequence[Path] | None) -> list[str]:
+    """Of each row the path of its picture below the folder that all share, else a hash of the picture's bytes."""
     names, paths = [], {}
+    roots = None if folders is None else [folder.resolve() for folder in folders]
     for index, row in enumerate(pictures):
         image = row["image"] or {}
         if image.get("bytes"):
@@ -194,9 +191,7 @@ def _downloaded(name: str, revision: str | None) -> Path | None:
         except LocalEntryNotFoundError:  # offline, and not in the cache, which may know that there is none
             if huggingface_hub.try_to_load_from_cache(**where) is None:
                 logger.warning(
-                    "The Hub is not reached, so it is not known whether %s was prepared and has a vocabulary of its "
-                    "own; it is counted anew. Read it once while online to be sure.",
-                    name,
+                    "Offline it is not known whether %s was prepared and has a vocabulary; it is counted anew.", name
                 )
         except (EntryNotFoundError, RepositoryNotFoundError):  # not prepared, or not on the Hub
             pass

@@ -7,6 +7,7 @@ nor a link gets out of it, and an address is never fetched.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,30 +39,25 @@ def picture_inside(path: Path, name: str, roots: Sequence[Path] | None, place: s
 
 
 def read_csv(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
-    """The lines of a csv file with a header, or with these columns: how errors call them, and a string a column."""
+    """Of each line of a csv file with a header, or these columns: how errors call it, and a string a column."""
     end = 0  # of the last line that was read
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        # Without a header the file is of a graph's exporter, whose own page writes "0, name".
-        reader = csv.DictReader(file, columns, skipinitialspace=columns is not None)
-        try:
-            header = [name for name in reader.fieldnames or () if name]
-            if len(set(header)) < len(header):
-                raise UserError(f"{path} has a column twice, of {', '.join(header)}: rename or remove one.")
-            for record in reader:
-                end, place = reader.line_num, f"{path}, line {reader.line_num}"
-                if None in record or None in record.values():
-                    raise UserError(
-                        f"{place}: the row does not have one value for each column; a value that holds a comma stands "
-                        "in quotation marks."
-                    )
-                if any("\n" in cell for cell in record.values()):
-                    raise UserError(f"{place}: a cell goes over several lines; close its quotation mark.")
-                yield place, record
-        except csv.Error as error:
-            message = f"{path}, line {end + 1} cannot be read ({error}): look for an unclosed quotation mark."
-            raise UserError(message) from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not in UTF-8: save it as UTF-8.") from error
+    # Without a header the file is of a graph's exporter, whose own page writes "0, name".
+    reader = csv.DictReader(io.StringIO(read_text(path)), columns, skipinitialspace=columns is not None)
+    try:
+        header = [name for name in reader.fieldnames or () if name]
+        if len(set(header)) < len(header):
+            raise UserError(f"{path} has a column twice, of {', '.join(header)}: rename or remove one.")
+        end = reader.line_num
+        for record in reader:
+            end, place = reader.line_num, f"{path}, line {reader.line_num}"
+            if None in record or None in record.values():
+                raise UserError(f"{place}: the row does not have one value for each column; quote one with a comma.")
+            if any("\n" in cell for cell in record.values()):
+                raise UserError(f"{place}: a cell goes over several lines; close its quotation mark.")
+            yield place, record
+    except csv.Error as error:
+        unclosed = "look for an unclosed quotation mark"
+        raise UserError(f"{path}, line {end + 1} cannot be read ({error}): {unclosed}.") from error
 
 
 def read_text(path: Path) -> str:

@@ -56,10 +56,8 @@ def read_picture_folder(
             if "://" not in name:
                 name = os.path.normpath(path.parent.relative_to(folder) / name)
             split = record.pop("split", None)
-            if split is not None:
-                split = split_name(split, place)
-            elif os.sep in name:
-                split = SPLIT_NAMES.get(name.split(os.sep)[0])
+            folder_split = SPLIT_NAMES.get(name.split(os.sep)[0]) if os.sep in name else None
+            split = folder_split if split is None else split_name(split, place)
             table.add(place, name, picture_in(folder, name, place), split, record)
     if len({split is None for split in table.splits}) > 1:
         outside = table.names[table.splits.index(None)]

@@ -29,7 +29,7 @@ SPLIT_NAMES = {"train": "train", **dict.fromkeys(("val", "valid", "validation"),
 
 @dataclass
 class ArtworkTable:
-    """What a reader found, a list entry an artwork; `columns` hold strings, numbers, None, or lists of these."""
+    """What a reader found, an entry an artwork; `columns` hold strings, numbers, None, or lists of these."""
 
     where: str  # how errors call the source
     names: list[str] = field(default_factory=list)  # they change neither when rows move nor when their folder does
@@ -71,14 +71,14 @@ def rows_of_table(
         ]
         features[task.name] = List(Value("string")) if task.is_multi_label else Value("string")
     pictures, stratum = table.pictures, options.column_of(options.stratify_by)
+    is_dataset = isinstance(pictures, Dataset)
     if stratum in table.columns:
         # The strings' order decides which splits are made, so what stands for an unknown must stay what it was.
-        is_dataset = isinstance(pictures, Dataset)
         values["stratum"] = [str(cell if is_dataset else cell or "") for cell in table.columns[stratum][:]]
         features["stratum"] = Value("string")
     elif options.stratify_by != "genre":
         raise UserError(f"{table.where} has no column {stratum!r} to stratify the split by: see stratify_by.")
-    if not isinstance(pictures, Dataset):
+    if not is_dataset:
         images = {"image": [{"path": path, "bytes": None} for path in pictures]}
         pictures = Dataset.from_dict(images, features=Features({"image": Image(decode=False)}))
     # JSON can write half a surrogate pair, which no table of strings can hold.
@@ -102,10 +102,8 @@ def _choose_tasks(table: ArtworkTable, options: DataArguments, tasks: Sequence[s
             is_multi_label = name in options.multi_label_tasks
             chosen.append(given if isinstance(given, Task) else _task(name, is_multi_label, column in table.lists))
         elif tasks or name in options.column_of_task:
-            columns = ", ".join(table.columns)
-            raise UserError(
-                f"{table.where} has no column {column!r} for the task {name!r}; its columns are {columns}."
-            )
+            found = ", ".join(table.columns)
+            raise UserError(f"{table.where} has no column {column!r} for the task {name!r}; its columns are {found}.")
         else:
             lacking.append(name)
     if not chosen:
@@ -145,10 +143,8 @@ def _labels_of_cell(
     if task.is_multi_label:
         return known or None
     if len(known) > 1:
-        raise UserError(
-            f"{place} has {len(known)} labels for the task {task.name!r}, which has one: {', '.join(known)}; "
-            f"keep one, or name {task.name!r} in multi_label_tasks."
-        )
+        several = f"{place} has {len(known)} labels for the task {task.name!r}, which has one: {', '.join(known)}"
+        raise UserError(f"{several}; keep one, or name it in multi_label_tasks.")
     return known[0] if known else None
 
 
@@ -159,9 +155,7 @@ def _name_of(value: Any, task: Task, classes: Sequence[str] | None, place: str) 
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(
-            f"{place}: the {task.name} {value!r:.99} is no text, nor a list of texts: give names of labels."
-        )
+        raise UserError(f"{place}: the {task.name} {value!r:.99} is no text, nor a list of texts: give names.")
     if classes is not None:
         if value >= len(classes):
             raise UserError(f"{place}: the label {value} is none of the {len(classes)} names: correct the dataset.")

@@ -40,12 +40,6 @@ def test_quotes_commas_letters_and_repeated_tags(artgraph_folder):
     assert row["media"] == ["oil,on panel"]  # labels are joined by ", ", not by ","
 
 
-def test_names_that_mean_unknown_become_none(artgraph_folder):
-    folder = artgraph_folder([{"image": "a.jpg", "artist": "Unknown Artist", "tags": "?, Tree", "media": "?"}])
-    row = load(folder, unknown_labels=["Unknown Artist", "?"])[0][0]
-    assert (row["artist"], row["tags"], row["media"]) == (None, ["Tree"], None)
-
-
 def test_tasks_and_columns_choose_what_is_read(artgraph_folder):
     folder = artgraph_folder(text="image,painter,tags\na.jpg,ada,Tree\n", pictures=["a.jpg"])
     assert [task.name for task in load(folder)[1]] == ["tags"]
@@ -78,18 +72,11 @@ def test_splits_are_read_even_where_a_file_is_called_after_one(artgraph_folder):
         (HEADER, "artgraph_dataset.csv has no rows"),
         ("image,title\na.jpg,Lady\n", "has none of the columns artist, style, genre, tags, media"),
         (HEADER + "a.jpg,ada,rococo,portrait,,\na.jpg,ada\n", "line 3: the row does not have one value for each"),
-        (HEADER + "a.jpg,ada,rococo,portrait,Tree, sea,oil\n", "line 2: the row does not have one value"),
         (HEADER + ",ada,rococo,portrait,,\n", "line 2: there is no picture"),
-        (
-            HEADER.replace("style", "artist"),
-            "has a column twice, of image, artist, artist, genre.*: rename or remove one",
-        ),
+        (HEADER.replace("style", "artist"), "has a column twice, of image, artist, artist, genre.*: rename or re"),
         (HEADER + "a.jpg,,,,,\nnone.jpg,,,,,\n", "line 3: there is no picture .*none.jpg"),
         ('image,artist\na.jpg,ada\nb.jpg,"bea\nc.jpg,cleo\n', r"csv, line \d: a cell goes over several lines"),
-        (
-            'image,artist\nb.jpg,"bea\n' + "d.jpg,dora\n" * 20_000,
-            r"line \d cannot be read .*look for an unclosed quot",
-        ),
+        ('image,artist\nb.jpg,"bea\n' + "d.jpg,dora\n" * 20_000, r"line 2 cannot be read .*look for an unclosed"),
         ('image,"artist\n' + "a.jpg,ada\n" * 20_000, r"line \d cannot be read .*unclosed quotation mark"),
     ],
 )
@@ -99,35 +86,17 @@ def test_a_wrong_csv_is_refused_by_file_and_line(artgraph_folder, text, message)
         load(folder)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tasks": ["genre", "school"]}, "has no column 'school' for the task 'school'; its columns are image"),
-        ({"columns": {"artist": "painter"}}, "has no column 'painter' for the task 'artist'"),
-        ({"columns": {"painter": "artist"}}, "columns names 'painter', which is not one of the tasks artist, style"),
-    ],
-)
-def test_a_task_without_a_column_is_refused(artgraph_folder, options, message):
-    folder = artgraph_folder([{"image": "a.jpg"}])
-    with pytest.raises(UserError, match=message):
-        load(folder, **options)
-
-
 def test_a_csv_column_names_the_splits(artgraph_folder):
-    rows = [{"image": f"{i}.jpg", "genre": "portrait"} for i in range(20)]
-    text = "image,genre,split\n" + "".join(
-        f"{row['image']},portrait,{('val' if i == 17 else 'test') if i > 16 else 'train'}\n"
-        for i, row in enumerate(rows)
-    )
-    folder = artgraph_folder(text=text, pictures=[row["image"] for row in rows])
+    text = "image,genre,split\n1.jpg,x,train\n2.jpg,x,val\n3.jpg,x,test\n4.jpg,x,train\n"
+    folder = artgraph_folder(text=text, pictures=[f"{number}.jpg" for number in range(1, 5)])
     splits = divided(load(folder)[0])
     assert {name: part["name"][:] for name, part in splits.items()} == {
-        "train": [f"{i}.jpg" for i in range(17)],
-        "validation": ["17.jpg"],
-        "test": ["18.jpg", "19.jpg"],
+        "train": ["1.jpg", "4.jpg"],
+        "validation": ["2.jpg"],
+        "test": ["3.jpg"],
     }
-    (folder / "artgraph_dataset.csv").write_text(text.replace("19.jpg,portrait,test", "19.jpg,portrait,tset"))
-    with pytest.raises(UserError, match=r"line 21: the split 'tset' is none of train"):
+    (folder / "artgraph_dataset.csv").write_text(text.replace("test", "tset"))
+    with pytest.raises(UserError, match=r"line 4: the split 'tset' is none of train"):
         load(folder)
     (folder / "artgraph_dataset.csv").write_text(text)
     (folder / "splits").mkdir()
@@ -181,15 +150,10 @@ def test_names_of_all_kinds(tmp_path, make_pictures, name):
     ("name", "message"),
     [
         ("http://example.org/a.jpg", "is an address, and readers fetch nothing: unpack it"),
-        ("https://example.org/a.jpg", "is an address"),
-        ("file:///etc/hostname", "is an address"),
-        ("s3://bucket/a.jpg", "is an address"),
         ("hf://datasets/huggan/wikiart/a.jpg", "is an address"),
         ("../secret.jpg", "the picture '../secret.jpg' lies outside"),
-        ("sub/../../secret.jpg", "lies outside"),
         ("/etc/hostname", "the picture '/etc/hostname' lies outside"),
         ("link.jpg", "the picture 'link.jpg' lies outside"),
-        ("..", "lies outside"),
         (".", "there is no picture"),
         ("a\0.jpg", "cannot be looked up .*null"),
         ("a" * 300 + ".jpg", "cannot be looked up .*too long"),
@@ -228,6 +192,9 @@ def test_pictures_in_another_folder(artgraph_folder, tmp_path):
         load(folder)
     with pytest.raises(UserError, match=r"There is no folder '.*nowhere', which image_folder names"):
         load(folder, image_folder=str(tmp_path / "nowhere"))
+    for source in ("huggan/wikiart", str(tmp_path)):
+        with pytest.raises(UserError, match=f"image_folder belongs to the sources of ArtGraph .* '{source}' is neit"):
+            load(source, image_folder=tmp_path)
 
 
 def test_tasks_that_the_source_lacks(artgraph_folder):
@@ -242,10 +209,14 @@ def test_tasks_that_the_source_lacks(artgraph_folder):
     ]
     assert [rows[name][:] for name in ("media", "school", "subjects")] == [[None, None]] * 3
     assert [task.name for task in load(folder, missing_tasks="unknown")[1]] == ["genre"]
-    with pytest.raises(UserError, match="has no column 'media' for the task 'media'"):
-        load(folder, names)
-    with pytest.raises(ValueError, match="missing_tasks='ignore': use one of error, unknown"):
-        load(folder, names, missing_tasks="ignore")
+    for given, options, message in (
+        (names, {}, "has no column 'media' for the task 'media'; its columns are image, genre"),
+        (names, {"missing_tasks": "ignore"}, "missing_tasks='ignore': use one of error, unknown"),
+        (None, {"columns": {"artist": "painter"}}, "has no column 'painter' for the task 'artist'"),
+        (None, {"columns": {"painter": "artist"}}, "columns names 'painter', which is not one of the tasks artist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(folder, given, **options)
 
 
 def test_several_labels_by_a_separator_or_as_json(artgraph_folder):
@@ -263,7 +234,7 @@ def test_several_labels_by_a_separator_or_as_json(artgraph_folder):
     ("cell", "message"),
     [
         ("[a", "the tags begin like a JSON list and are none"),
-        ("[true]", "the tags True is no text, nor a list of texts: give names of labels"),
+        ("[true]", "the tags True is no text, nor a list of texts: give names"),
         ("[" * 100_000, "the tags begin like a JSON list and are none"),
     ],
 )
@@ -292,13 +263,11 @@ def test_a_task_whose_name_no_head_can_have(artgraph_folder):
     ("source", "message"),
     [
         ("https://example.org/wikiart", "is an address: download it and give its folder"),
-        ("s3://bucket/wikiart", "is an address"),
         ("hf://datasets/huggan/wikiart", "is an address.*give a Hub id"),
         ("./" + "a" * 300, "There is no folder"),
         ("a" * 300, "cannot be read as a dataset"),
         ("a\0", "cannot be read as a dataset"),
         ("parquet", "cannot be read as a dataset"),
-        ("imagefolder", "cannot be read as a dataset"),
         ("nosuch/dataset-here", "is no folder here, and cannot be read as a dataset"),
         ("{tmp}/file.csv", "There is no folder .*: give the folder of a dataset"),
         ("{tmp}/empty", "cannot be read as a dataset"),
@@ -313,12 +282,6 @@ def test_a_source_that_is_none_is_one_sentence(tmp_path, monkeypatch, source, me
         load(source)
     assert repr(source) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_an_image_folder_where_there_is_none_to_name(tmp_path):
-    for source in ("huggan/wikiart", str(tmp_path)):
-        with pytest.raises(UserError, match=f"image_folder belongs to the sources of ArtGraph .* '{source}' is neit"):
-            load(source, image_folder=tmp_path)
 
 
 def test_split_files_that_are_wrong(artgraph_folder):
@@ -352,5 +315,5 @@ def test_forms_of_a_csv_that_do_no_harm_and_one_in_another_encoding(artgraph_fol
     rows, _ = load(folder)
     assert (rows["artist"][:], rows["genre"][:]) == (["ada", "ada"], [None, "x"])
     (folder / "artgraph_dataset.csv").write_bytes("image,artist\na.jpg,Müller\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"artgraph_dataset\.csv is not in UTF-8"):
+    with pytest.raises(UserError, match=r"artgraph_dataset\.csv cannot be read as text in UTF-8"):
         load(folder)

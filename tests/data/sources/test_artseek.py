@@ -67,26 +67,16 @@ def test_a_map_names_the_artworks(artseek_folder, make_pictures, tmp_path, exten
     assert rows["name"][:] == [f"zoë_{split}{extension}" for split in RELATED]
 
 
-def test_pictures_elsewhere(artseek_folder, tmp_path):
-    folder = artseek_folder()
-    (folder / "images").rename(tmp_path / "disk")
-    assert len(load(folder, image_folder=tmp_path / "disk")[0]) == 4
-
-
 def test_types_that_files_lack(artseek_folder):
     less = {key: value for key, value in NODES.items() if key not in ("style", "media")}
     folder = artseek_folder(train={"relationships": {"1": {"genre": [0]}}, **less})
     rows, tasks = load(folder)
     assert rows["style"][:] == [None, None, None, "rococo"]
-    assert [task.name for task in tasks] == ["artist", "genre", "tags", "style", "media"] or len(tasks) == 5
+    assert len(tasks) == 5
     genre_only = {split: {"relationships": rel, "genre": NODES["genre"]} for split, rel in RELATED.items()}
     for split, content in genre_only.items():
         (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
     assert [task.name for task in load(folder)[1]] == ["genre"]
-    rows, _ = load(folder, ["genre", "tags"], missing_tasks="unknown")
-    assert rows["tags"][:] == [None] * 4
-    with pytest.raises(UserError, match="has no column 'tags' for the task 'tags'; its columns are genre"):
-        load(folder, ["genre", "tags"])
 
 
 @pytest.mark.parametrize(
@@ -101,19 +91,12 @@ def test_types_that_files_lack(artseek_folder):
         ({"relationships": {"1": {}}, "artwork": 5}, "train.json is not as ArtSeek writes it"),
         ({"relationships": {"1": [10]}, **NODES}, "artwork '1' is not as ArtSeek writes it"),
         ({"relationships": {"1": {"tag": 40}}, **NODES}, "artwork '1' is not as ArtSeek writes it .*: export it anew"),
-        ({"relationships": {"1": {"genre": 0}}, **NODES}, "artwork '1' is not as ArtSeek writes it"),
         ({"relationships": {"1": {"tag": [99]}}, **NODES}, "artwork '1': no tag with a name has the id 99: add it"),
-        ({"relationships": {"1": {"tag": [None]}}, **NODES}, "no tag with a name has the id None"),
         ({"relationships": {"1": {"tag": [[40]]}}, **NODES}, "no tag with a name has the id .40."),
-        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": None}}, "no tag with a name has the id 40"),
-        (
-            {"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": ["Tree"]}},
-            "no tag with a name has the id 40",
-        ),
+        ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": ["Tree"]}}, "no tag with a name has the id"),
         ({"relationships": {"1": {"tag": [40]}}, **NODES, "tag": {"40": "a\ud800"}}, "holds half a character"),
         ({"relationships": {"1": {}}, **NODES, "artwork": {"2": "b"}}, "no artwork with a name has the id '1'"),
         ({"relationships": {"1": {"artist": [10, 11]}}, **NODES}, "'1' has 2 labels for the task 'artist'"),
-        ({"relationships": {"none": {}}, **NODES}, "artwork 'none': there is no picture .*none.jpg"),
         ({"relationships": {"../train": {}}, **NODES}, "artwork '../train': .* lies outside"),
         ({"relationships": {"a\ud800": {}}, **NODES}, "cannot be looked up"),
     ],
@@ -133,8 +116,3 @@ def test_another_encoding_and_a_file_that_is_not_there(artseek_folder):
     (folder / "val.json").unlink()
     with pytest.raises(UserError, match=r"val\.json cannot be read .*No such file"):
         load(folder)
-
-
-def test_no_artworks(artseek_folder):
-    with pytest.raises(UserError, match="has no rows"):
-        load(artseek_folder(**{split: {"relationships": {}} for split in RELATED}))

@@ -18,6 +18,7 @@ from artgraph_vit.data import DataArguments, read_picture
 from artgraph_vit.data.sources.datasets_source import read_datasets
 from artgraph_vit.errors import UserError
 from tests.data.loading import divided, load
+from tests.made_pictures import encoded, noise
 
 
 def hub_dataset(rows: int = 6, **columns) -> Dataset:
@@ -34,6 +35,7 @@ def load_saved(dataset: Dataset | DatasetDict, folder, **options):
 
 
 OPTIONS = DataArguments("here")
+PNG = encoded(noise(4), "PNG")["bytes"]
 GENRE = ClassLabel(names=["landscape", "portrait", "Unknown Genre"])
 TAG = ClassLabel(names=["Tree", "sea"])
 
@@ -71,7 +73,6 @@ KNOWN = {"genre": (GENRE, [0] * 6)}
         ({"genre": (List(GENRE), [[0], [0, 1]] * 3)}, {}, "row 1 has 2 labels for the task 'genre', which has one"),
         (KNOWN, {"tasks": ["name"], "columns": {"name": "genre"}}, "A task cannot be called 'name'"),
         (KNOWN | {"split": (STRING, ["train"] * 5 + ["dev"])}, {}, "row 5: the split 'dev' is none of train"),
-        (KNOWN | {"split": (STRING, ["train"] * 5 + [""])}, {}, "row 5: the split '' is none of train, val"),
         (KNOWN | {"split": (GENRE, [0, None] * 3)}, {}, "the split 'landscape' is none of train, val"),
         (KNOWN | {"split": (STRING, [None] * 6)}, {}, "row 0: the split None is none of train, val"),
     ],
@@ -79,17 +80,6 @@ KNOWN = {"genre": (GENRE, [0] * 6)}
 def test_a_dataset_with_a_wrong_column_is_refused(tmp_path, columns, options, message):
     with pytest.raises(UserError, match=message):
         load_saved(hub_dataset(**columns), tmp_path, **options)
-
-
-def test_rows_without_pictures_and_no_rows():
-    dataset = Dataset.from_dict(
-        {"image": [Image.new("RGB", (2, 2)), None], "genre": ["a", "b"]},
-        features=Features({"image": ImageFeature(), "genre": Value("string")}),
-    )
-    with pytest.raises(UserError, match="Row 1 of the dataset has no picture"):
-        read_datasets(dataset, OPTIONS)
-    with pytest.raises(UserError, match="has no rows"):
-        read_datasets(hub_dataset(rows=0, genre=(GENRE, [])), OPTIONS)
 
 
 def parts_of(dataset: Dataset, **rows) -> DatasetDict:
@@ -109,13 +99,9 @@ def test_wrong_parts_are_refused():
     lacks = DatasetDict({"train": dataset, "test": dataset.remove_columns("style")})
     typed = DatasetDict({"train": dataset, "test": dataset.cast_column("genre", STRING)})
     for parts, message in (
-        (
-            parts_of(dataset, extra=[0, 1]),
-            "the dataset: the split 'extra' is none of train, val, valid",
-        ),
+        (parts_of(dataset, extra=[0, 1]), "the dataset: the split 'extra' is none of train, val, valid"),
         (parts_of(dataset, train=[0, 1, 2], validation=[3], test=[2, 5]), "is in two splits, 'train' and 'test'"),
         (parts_of(dataset, train=[0, 1, 2], validation=[3], test=[]), "split 'test' of the dataset is empty"),
-        (parts_of(dataset, train=[0, 1, 2], validation=[], test=[3]), "split 'validation' of the dataset is empty"),
         (lacks, "The splits of the dataset do not have the same columns: make them alike"),
         (typed, "The splits of the dataset cannot be joined .* give their columns the same types"),
     ):
@@ -140,33 +126,22 @@ def test_a_split_column_is_read_in_a_lone_part_too(feature, values):
 def write_parquet(folder, path, data=None):
     """A dataset of two rows whose second picture is as given, written without `datasets`, which would read it."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = parquet_table(path, data)
-    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    pyarrow.parquet.write_table(parquet_table(path, data), folder / "train.parquet")
     return folder
 
 
 def parquet_table(path, data=None):
-    picture = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(picture, "PNG")
-    rows = [{"bytes": picture.getvalue(), "path": "/etc/hostname"}, {"bytes": data, "path": path}]
+    rows = [{"bytes": PNG, "path": "/etc/hostname"}, {"bytes": data, "path": path}]
     pictures = pyarrow.array(rows, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
     features = Features({"image": ImageFeature(), "genre": Value("string")})
     info = json.dumps({"info": {"features": features.to_dict()}})
     return pyarrow.table({"image": pictures, "genre": ["x", "y"]}).replace_schema_metadata({"huggingface": info})
 
 
-def test_a_picture_in_the_data_may_have_any_name(tmp_path):
-    data = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(data, "PNG")
-    rows, _ = load(write_parquet(tmp_path / "data", "https://example.org/a.png", data.getvalue()))
-    assert read_picture(rows[1]["image"]).size == (4, 4)
-
-
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("/etc/passwd", "'/etc/passwd' lies outside"),
-        ("../../../../../../etc/passwd", "lies outside"),
         ("{folder}/../secret.png", "lies outside"),
         ("{folder}/link.png", "lies outside"),
         ("{folder}/none.png", "there is no picture"),
@@ -183,13 +158,6 @@ def test_a_path_in_the_data_leads_to_a_file_in_its_folder(tmp_path, path, messag
     with pytest.raises(UserError, match=message) as error:
         load(folder)
     assert "Row 1 of the dataset" in str(error.value)
-
-
-def test_a_path_in_the_data_that_is_in_its_folder(tmp_path):
-    folder = write_parquet(tmp_path / "data", str(tmp_path / "data" / "b.png"))
-    Image.new("RGB", (5, 5)).save(folder / "b.png")
-    rows, _ = load(folder)
-    assert [read_picture(row["image"]).size for row in rows] == [(4, 4), (5, 5)]
 
 
 def test_paths_in_a_column_of_strings(tmp_path):
@@ -222,9 +190,7 @@ def test_a_saved_dataset_names_files_anywhere_but_no_addresses(tmp_path):
 def test_pictures_in_an_archive_are_not_read(tmp_path):
     (tmp_path / "data").mkdir()
     with zipfile.ZipFile(tmp_path / "data" / "train.zip", "w") as archive:
-        picture = io.BytesIO()
-        Image.new("RGB", (4, 4)).save(picture, "PNG")
-        archive.writestr("0.png", picture.getvalue())
+        archive.writestr("0.png", PNG)
         archive.writestr("metadata.csv", "file_name,genre\n0.png,x\n")
     with pytest.raises(UserError, match=r"Row 0 of the dataset: the picture 'zip://0.png.* unpack it"):
         load(tmp_path / "data")
@@ -233,7 +199,6 @@ def test_pictures_in_an_archive_are_not_read(tmp_path):
 @pytest.mark.parametrize(
     "data_files",
     [
-        "https://example.org/train.parquet",
         "hf://datasets/huggan/wikiart/data.parquet",
         "../elsewhere/*.parquet",
         "/etc/*",
@@ -250,11 +215,13 @@ def test_a_card_that_names_data_files_elsewhere(tmp_path, data_files, card):
         load(folder)
 
 
-def test_a_card_that_names_its_own_data_files(tmp_path):
+def test_a_card_that_names_its_own_data_files_and_paths_in_its_folder(tmp_path):
     folder = write_parquet(tmp_path / "data", str(tmp_path / "data" / "b.png"))
     Image.new("RGB", (5, 5)).save(folder / "b.png")
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n")
-    assert load(folder)[0]["genre"][:] == ["x", "y"]
+    rows, _ = load(folder)
+    assert rows["genre"][:] == ["x", "y"]
+    assert [read_picture(row["image"]).size for row in rows] == [(4, 4), (5, 5)]  # the first is in the data
     (folder / "README.md").write_text("---\nconfigs: [\n---\n")
     with pytest.raises(UserError, match=r"README\.md"):
         load(folder)
@@ -270,7 +237,7 @@ class Boobytrap:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("name", ["train.pkl", "train.bin", "train.pth"])
+@pytest.mark.parametrize("name", ["train.pkl", "train.bin"])
 def test_nothing_is_unpickled(tmp_path, name):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -286,15 +253,13 @@ def test_nothing_is_unpickled(tmp_path, name):
 @pytest.mark.parametrize("extension", ["pkl", "pyd", "pth", "npy"])
 def test_nothing_is_unpickled_from_an_archive(tmp_path, extension):
     (tmp_path / "data").mkdir()
-    picture = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(picture, "PNG")
     trap = pickle.dumps(Boobytrap(tmp_path / "sprung"))
     if extension == "npy":
         buffer = io.BytesIO()
         np.save(buffer, np.array([Boobytrap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
         trap = buffer.getvalue()
     with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
-        for name, data in (("0.png", picture.getvalue()), (f"0.{extension}", trap)):
+        for name, data in (("0.png", PNG), (f"0.{extension}", trap)):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))

@@ -74,8 +74,6 @@ def test_columns_that_some_lines_lack(folder_with):
     rows, _ = load(folder)
     assert (rows["genre"][:], rows["tags"][:]) == (["x", None, "y"], [None, ["a"], None])
     assert load(folder, ["year"])[0]["year"][:] == [None, "1900", None]
-    rows, _ = load(folder, ["genre", "school"], missing_tasks="unknown")
-    assert rows["school"][:] == [None] * 3
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "validation"])
@@ -138,23 +136,17 @@ GOOD = {"file_name": NAMES[0], "genre": "x"}
         (lines(GOOD, [1]), "line 2: there is no 'file_name', which names the picture: add it"),
         (lines(GOOD, {"genre": "x"}), "line 2: there is no 'file_name', which names the picture: add it"),
         (lines(GOOD, {"file_name": ""}), "line 2: there is no 'file_name'"),
-        (lines(GOOD, {"file_name": "none.png"}), "line 2: there is no picture .*none.png"),
-        (lines(GOOD, {"file_name": "my_test/../../secret.png"}), "line 2: .* lies outside"),
         (lines(GOOD, {"file_name": "out/secret.png"}), "line 2: .* lies outside"),
         (lines(GOOD, {"file_name": "https://example.org/a.png"}), "line 2: .* is an address, and readers fetch"),
-        (lines(GOOD, {"file_name": "a\0.png"}), "line 2: .* cannot be looked up"),
         ('{"file_name": "a\\ud800"}', "line 1: .* cannot be looked up"),
         ('{"file_name": "train", "genre": "a\\ud800"}', "holds half a character .*surrogates.*: correct it"),
         (lines(GOOD, {**GOOD, "split": "dev"}), "line 2: the split 'dev' is none of train, val"),
         (lines(GOOD, {**GOOD, "split": ["train"]}), "line 2: the split .'train'. is none of"),
         (lines(GOOD, {**GOOD, "split": "test"}), "some pictures are in a split, and 'a, .* is in none"),
-        (lines(GOOD, {**GOOD, "genre": ["x", "y"]}), "has 2 labels for the task 'genre', which has one: x, y"),
-        (lines({"file_name": "train", "title": "x"}), "has none of the columns artist, style"),
     ],
 )
 def test_wrong_metadata(folder_with, tmp_path, text, message):
     folder = folder_with(text)
-    (tmp_path / "secret.png").touch()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "secret.png").touch()
     (folder / "out").symlink_to(tmp_path / "elsewhere")

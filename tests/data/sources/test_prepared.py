@@ -58,11 +58,9 @@ def test_a_folder_without_vocabulary_has_its_labels_counted(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "{",
         '{"made_by": "artgraph_vit"}',
         '{"made_by": "artgraph_vit", "tasks": 3}',
-        '{"made_by": "artgraph_vit", "tasks": ["artist"]}',
         '{"made_by": "artgraph_vit", "tasks": [{"name": "artist"}]}',
         '{"made_by": "artgraph_vit", "tasks": '
         '[{"name": "a", "problem_type": "single_label_classification", "labels": ["x", "x"]}]}',
@@ -77,7 +75,7 @@ def test_a_damaged_vocabulary(tmp_path, text):
     assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '["a", "b"]', '{"tasks": []}'])
+@pytest.mark.parametrize("text", ["null", '["a", "b"]', '{"tasks": []}'])
 def test_a_vocabulary_of_somebody_else_is_none_of_a_prepared_dataset(tmp_path, text):
     folder = prepared(tmp_path / "data")
     (folder / VOCABULARY).write_text(text)
@@ -117,10 +115,8 @@ def test_the_order_of_a_stream_depends_on_the_seed(tmp_path, monkeypatch):
     assert labels["train"]["genre"][:] == [0, 1] * 15
 
     def order(split: str, seed: int) -> list[str]:
-        stream = stream_pictures(str(tmp_path), None, dict.fromkeys(labels, lambda columns: columns), labels, seed)[
-            split
-        ]
-        return [row["name"] for row in stream]
+        transforms = dict.fromkeys(labels, lambda columns: columns)
+        return [row["name"] for row in stream_pictures(str(tmp_path), None, transforms, labels, seed)[split]]
 
     assert order("train", 1) == order("train", 1) != order("train", 2)
     assert sorted(order("train", 1)) == sorted(order("train", 2)) == sorted(labels["train"]["name"])
