@@ -97,12 +97,20 @@ def prepare_dataset(
             logger.warning("%s is prepared already; its card is written anew.", folder)
         else:
             work = _begin(folder, plan)
-            shards = _plan_shards(rows, shard_rows)
+            shards = _plan_shards(rows, shard_rows, folder / "data", work)
             num_workers = default_workers(len(rows), num_processes)
-            outcomes = _write_shards(shards, encoder, folder, work, num_workers, on_bad_image, progress)
+            outcomes = _write_shards(shards, encoder, num_workers, on_bad_image, progress)
             good = [outcome for outcome in outcomes if "problem" not in outcome]
+            bad = [outcome for outcome in outcomes if "problem" in outcome]
             _refuse_missing_split([outcome["split"] for outcome in good], "has no picture that can be read")
-            report = {"plan": plan, "stored": encoder.description, **_report(outcomes, good, progress)}
+            report = {
+                "plan": plan,
+                "stored": encoder.description,
+                "artworks": len(good),
+                "left_out": [{"name": row["name"], "split": row["split"], "reason": row["problem"]} for row in bad],
+                "duplicates": exact_duplicates(good),
+                "near_duplicates_across_splits": near_duplicates(good, progress),
+            }
             write_vocabulary(folder, tasks)
         _write_card(folder, rows, tasks, report, card)
         with atomic_write(folder / REPORT) as part:  # the report comes last: where it is, all is
@@ -146,44 +154,39 @@ def _plan(rows: Dataset, tasks: Sequence[Task], encoder: PictureEncoder, shard_r
 
 
 class Shard(NamedTuple):
-    """A file of a split, and the rows that it is made of, whether or not their pictures can be read."""
+    """A file of a split, the record of what became of its rows, and the rows, whether or not they can be read."""
 
-    name: str
+    path: Path
+    record: Path
     split: str
     rows: Dataset
 
 
-def _plan_shards(rows: Dataset, shard_rows: int) -> list[Shard]:
+def _plan_shards(rows: Dataset, shard_rows: int, data: Path, work: Path) -> list[Shard]:
     shards = []
     for split, part in divide_by_split(rows).items():
         starts = range(0, len(part), shard_rows)
         for number, start in enumerate(starts):
+            name = f"{split}-{number:05d}-of-{len(starts):05d}"
             stretch = part.select(range(start, min(start + shard_rows, len(part))))
-            shards.append(Shard(f"{split}-{number:05d}-of-{len(starts):05d}", str(split), stretch))
+            shards.append(Shard(data / f"{name}.parquet", work / f"{name}.json", str(split), stretch))
     return shards
 
 
 def _write_shards(
-    shards: Sequence[Shard],
-    encoder: PictureEncoder,
-    folder: Path,
-    work: Path,
-    num_workers: int,
-    on_bad_image: str,
-    progress: bool,
+    shards: Sequence[Shard], encoder: PictureEncoder, num_workers: int, on_bad_image: str, progress: bool
 ) -> list[dict[str, Any]]:
     """Writes those that are not there yet; returns of each row what its record in the work folder says."""
-    (folder / "data").mkdir(exist_ok=True)
-    paths = [(folder / "data" / f"{shard.name}.parquet", work / f"{shard.name}.json") for shard in shards]
-    missing = [number for number, files in enumerate(paths) if not all(file.is_file() for file in files)]
+    shards[0].path.parent.mkdir(exist_ok=True)
+    missing = [shard for shard in shards if not (shard.path.is_file() and shard.record.is_file())]
 
     def batches() -> Iterator[Batch]:
         """Pictures that have the number of their shard; no batch holds those of two."""
-        for number in missing:
-            for rows in shards[number].rows.select_columns(["name", "image"]).iter(BATCH):
+        for number, shard in enumerate(missing):
+            for rows in shard.rows.select_columns(["name", "image"]).iter(BATCH):
                 yield [Picture(number, *pair) for pair in zip(rows["name"], rows["image"], strict=True)]
 
-    left = sum(len(shards[number].rows) for number in missing)
+    left = sum(len(shard.rows) for shard in missing)
     with tqdm(total=left, desc="Preparing", unit="picture", disable=not progress) as bar:
         results: list[EncodedPicture | Unreadable] = []
         for batch, found in process_pictures(batches(), encoder, num_workers):
@@ -195,16 +198,14 @@ def _write_shards(
                     )
             results += found
             bar.update(len(batch))
-            number = batch[0].number
-            if len(results) == len(shards[number].rows):
-                _write_shard(shards[number], results, encoder.suffix, *paths[number])
+            shard = missing[batch[0].number]
+            if len(results) == len(shard.rows):
+                _write_shard(shard, results, encoder.suffix)
                 results = []
-    return [outcome for _, record in paths for outcome in json.loads(record.read_text(encoding="utf-8"))]
+    return [outcome for shard in shards for outcome in json.loads(shard.record.read_text(encoding="utf-8"))]
 
 
-def _write_shard(
-    shard: Shard, results: Sequence[EncodedPicture | Unreadable], suffix: str, path: Path, record: Path
-) -> None:
+def _write_shard(shard: Shard, results: Sequence[EncodedPicture | Unreadable], suffix: str) -> None:
     stored, outcomes, kept = [], [], []
     for index, (name, result) in enumerate(zip(shard.rows["name"][:], results, strict=True)):
         about = {"name": name, "split": shard.split}
@@ -216,25 +217,10 @@ def _write_shard(
             outcomes.append({**about, "digest": result.digest, "thumbnail": result.thumbnail.hex()})
     labels = shard.rows.select(kept).remove_columns("image")
     features = Features({"image": Image(), **labels.features})
-    with atomic_write(path) as part:
+    with atomic_write(shard.path) as part:
         Dataset.from_dict({"image": stored, **labels.to_dict()}, features=features).to_parquet(part)
-    with atomic_write(record) as part:
+    with atomic_write(shard.record) as part:
         part.write_text(json.dumps(outcomes, ensure_ascii=False), encoding="utf-8")
-
-
-def _report(outcomes: list[dict], good: list[dict], progress: bool) -> dict[str, Any]:
-    names, splits, digests = ([outcome[key] for outcome in good] for key in ("name", "split", "digest"))
-    thumbnails = [bytes.fromhex(outcome["thumbnail"]) for outcome in good]
-    return {
-        "artworks": len(good),
-        "left_out": [
-            {"name": outcome["name"], "split": outcome["split"], "reason": outcome["problem"]}
-            for outcome in outcomes
-            if "problem" in outcome
-        ],
-        "duplicates": exact_duplicates(names, splits, digests),
-        "near_duplicates_across_splits": near_duplicates(names, splits, digests, thumbnails, progress),
-    }
 
 
 def _refuse_missing_split(splits: Sequence[str], what: str) -> None:

@@ -14,9 +14,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import groupby, islice
+from itertools import groupby, islice, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -108,7 +108,7 @@ def predict_pictures(
     def batches() -> Iterator[Batch]:
         """Of the shards to write; no batch holds pictures of two."""
         nonlocal seen
-        for shard, stretch in groupby(pictures, key=lambda picture: picture.number // shard_rows):
+        for shard, stretch in groupby(pictures.pictures, key=lambda picture: picture.number // shard_rows):
             is_missing = shard % num_processes == process_index and not path(shard).is_file()
             while batch := list(islice(stretch, batch_size)):
                 seen += len(batch)
@@ -240,35 +240,12 @@ def _report(
 # ---- sources ----
 
 
-@dataclass
-class Pictures:
-    """The pictures of a source, one after the other: the files of a folder, or undecoded rows.
+class Pictures(NamedTuple):
+    """The pictures of a source, to be read once; another `fingerprint` means that they may be others."""
 
-    Another `fingerprint` means that the pictures may be others; `count` is None where it is not known.
-    """
-
-    rows: list[Path] | IterableDataset
+    pictures: Iterator[Picture]
     fingerprint: str
-    count: int | None = None
-    folder: Path = Path()
-    image_column: str = "image"
-    name_column: str | None = None
-
-    def __iter__(self) -> Iterator[Picture]:
-        for number, row in enumerate(self.rows):
-            if isinstance(row, Path):
-                # A name of a file need not be UTF-8, as a string in parquet is.
-                name = os.fsencode(row.relative_to(self.folder)).decode(errors="backslashreplace")
-                yield Picture(number, name, {"path": str(row), "bytes": None})
-            else:
-                image = row[self.image_column] or {}
-                data, path = image.get("bytes"), image.get("path") or ""
-                called = row[self.name_column] if self.name_column else path
-                # A row is from anywhere and could name any file of this machine: only files of the Hub are read.
-                if data is None and path.startswith("hf://"):
-                    with fsspec.open(path) as file:
-                        data = file.read(MAX_FILE + 1)  # one more, and it is refused as too large
-                yield Picture(number, str(called or f"row {number}"), {"path": None, "bytes": data})
+    count: int | None  # if it is known; of the Hub, what the dataset says of itself
 
 
 def open_pictures(
@@ -304,8 +281,7 @@ def open_pictures(
             stream: Any = load_dataset(source, config_name, revision=commit, split=split, streaming=True)
         count = getattr(splits.get(split), "num_examples", None) or None
         fingerprint = json.dumps([source, config_name, split, commit])
-        rows, name_column = _undecoded(stream, source, image_column, name_column)
-        return Pictures(rows, fingerprint, count, image_column=image_column, name_column=name_column)
+        return Pictures(_pictures_of_rows(stream, source, image_column, name_column), fingerprint, count)
     if any(option is not None for option in (split, config_name, revision)):
         raise UserError(f"{source} is on this machine: split, dataset_config and dataset_revision are of the Hub.")
     files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
@@ -313,24 +289,37 @@ def open_pictures(
         with as_user_error(f"{source} cannot be read as parquet"):
             count = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
         stream = load_dataset("parquet", data_files=[str(file) for file in files], streaming=True, split="train")
-        rows, name_column = _undecoded(stream, source, image_column, name_column)
-        return Pictures(rows, _fingerprint(files, path), count, image_column=image_column, name_column=name_column)
+        pictures = _pictures_of_rows(stream, source, image_column, name_column)
+        return Pictures(pictures, _fingerprint(files, path), count)
     with as_user_error(f"{source} has no parquet file and no picture"):
         files = pictures_in_folder(path)
-    return Pictures(files, _fingerprint(files, path), len(files), folder=path)
+    # A name of a file need not be UTF-8, as a string in parquet is.
+    names = [os.fsencode(file.relative_to(path)).decode(errors="backslashreplace") for file in files]
+    listed = (Picture(i, names[i], {"path": str(file), "bytes": None}) for i, file in enumerate(files))
+    return Pictures(listed, _fingerprint(files, path), len(files))
 
 
-def _undecoded(
+def _pictures_of_rows(
     rows: IterableDataset, source: str, image_column: str, name_column: str | None
-) -> tuple[IterableDataset, str | None]:
-    """The rows, and their column with names, if there is one."""
+) -> Iterator[Picture]:
     rows = rows.decode(False)  # of a stream, datasets decodes ahead in threads, which a cast alone does not undo
     columns = list(rows.features or rows._resolve_features().features)
     for column in (image_column, name_column):
         if column is not None and column not in columns:
             raise UserError(f"{source} has no column {column!r}; its columns are {', '.join(columns)}.")
     name_column = name_column or ("name" if "name" in columns else None)
-    return rows.cast_column(image_column, Image(decode=False)), name_column
+
+    def picture(number: int, row: Mapping[str, Any]) -> Picture:
+        image = row[image_column] or {}
+        data, path = image.get("bytes"), image.get("path") or ""
+        called = row[name_column] if name_column else path
+        # A row is from anywhere and could name any file of this machine: only files of the Hub are read.
+        if data is None and path.startswith("hf://"):
+            with fsspec.open(path) as file:
+                data = file.read(MAX_FILE + 1)  # one more, and it is refused as too large
+        return Picture(number, str(called or f"row {number}"), {"path": None, "bytes": data})
+
+    return starmap(picture, enumerate(rows.cast_column(image_column, Image(decode=False))))
 
 
 def _fingerprint(files: Sequence[Path], folder: Path) -> str:
