@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby, islice, starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -240,7 +240,8 @@ def _report(
 # ---- sources ----
 
 
-class Pictures(NamedTuple):
+@dataclass
+class Pictures:
     """The pictures of a source, to be read once; another `fingerprint` means that they may be others."""
 
     pictures: Iterator[Picture]
