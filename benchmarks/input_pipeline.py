@@ -35,11 +35,9 @@ from transformers import ViTImageProcessorPil
 from workload import RandomRows
 
 from artgraph_vit import Task
-from artgraph_vit.data import ArtGraphCollator, with_pixels
+from artgraph_vit.data import ArtGraphCollator, PictureTransform, with_pixels
 from artgraph_vit.model.tasks import SINGLE_LABEL
-from artgraph_vit.preparing import prepare_dataset
-from artgraph_vit.preparing.dataset_card import DatasetCardOptions
-from artgraph_vit.preparing.encoding import PictureEncoder
+from artgraph_vit.preparing import DatasetCardOptions, PictureEncoder, prepare_dataset
 
 BATCH = 32
 TASK = Task("genre", SINGLE_LABEL, ("landscape", "portrait"))
@@ -147,7 +145,9 @@ def measured(kind: str, rows: datasets.Dataset, folder: Path, rounds: int, batch
         "raw, jpeg_scale=once": with_pixels(raw, PROCESSOR, "once"),
         "raw, jpeg_scale=full": with_pixels(raw, PROCESSOR, "full"),
         "prepared, shorter side 256": prepared(rows, folder / "256", PictureEncoder(256)),
-        "prepared, exact size": prepared(rows, folder / "exact", PictureEncoder(256, PROCESSOR, "full")),
+        "prepared, exact size": prepared(
+            rows, folder / "exact", PictureEncoder(256, PictureTransform(PROCESSOR, "full"))
+        ),
     }
     targets = dict(zip(ways, (">= 2.3", "an option", "none", ">= 10", ">= 40"), strict=True))
     collate = ArtGraphCollator([TASK])
@@ -190,7 +190,7 @@ def main() -> None:
         table += measured(small_kind, rows_of(small), Path(folder, "small"), rounds, batch)
         collate = ArtGraphCollator([TASK])
         raw = rows_of(large).remove_columns(["name", "split"])
-        exact = prepared(rows_of(large), Path(folder, "exact"), PictureEncoder(256, PROCESSOR))
+        exact = prepared(rows_of(large), Path(folder, "exact"), PictureEncoder(256, PictureTransform(PROCESSOR)))
         many = datasets.concatenate_datasets([exact] * (1 if given.quick else 20)).with_transform(
             exact.format["format_kwargs"]["transform"]
         )

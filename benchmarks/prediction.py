@@ -26,8 +26,7 @@ from transformers import ViTConfig, ViTImageProcessorPil
 from artgraph_vit import ArtGraphPipeline, ArtGraphViTConfig, ArtGraphViTForImageClassification
 from artgraph_vit.data import PictureTransform
 from artgraph_vit.model.tasks import ARTGRAPH_TASKS
-from artgraph_vit.serving.predict import predict_pictures
-from artgraph_vit.serving.source import open_pictures
+from artgraph_vit.serving.predict import open_pictures, predict_pictures
 
 BATCH = 32
 LABELS = {"artist": 243, "style": 32, "genre": 18, "tags": 429, "media": 31}

@@ -13,9 +13,10 @@ from pathlib import Path
 from transformers.utils import logging
 
 from artgraph_vit import ArtGraphPipeline
-from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.errors import UserError, as_user_error, run_script
 from artgraph_vit.loading import load_model
 from artgraph_vit.model.pipeline_artgraph_vit import PIPELINE_TASK
+from artgraph_vit.serving.search import EmbeddingIndex
 
 DEMO = "runs/demo"
 
@@ -28,20 +29,13 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to bind; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860, help="port to bind, by default 7860")
     args = parser.parse_args()
-    try:
+    with as_user_error("The page needs Gradio", "pip install 'artgraph_vit[app]'.", kinds=(ImportError,)):
         from artgraph_vit.serving.page import serve
-    except ImportError as error:
-        raise UserError("The page needs Gradio: pip install 'artgraph_vit[app]'.") from error
     if args.model == DEMO and not Path(DEMO, "config.json").is_file():
         raise UserError(f"There is no model in {DEMO}: run make demo first, or give a model.")
     logging.disable_progress_bar()
-    model, image_processor = load_model(args.model, args.revision)
-    pipe = ArtGraphPipeline(model, image_processor, task=PIPELINE_TASK)
-    index = None
-    if args.index:
-        from artgraph_vit.serving.search import EmbeddingIndex  # here, since it needs FAISS
-
-        index = EmbeddingIndex.load(args.index, pipe)
+    pipe = ArtGraphPipeline(*load_model(args.model, args.revision), task=PIPELINE_TASK)
+    index = EmbeddingIndex.load(args.index, pipe) if args.index else None
     serve(pipe, index, host=args.host, port=args.port)
 
 

@@ -14,11 +14,10 @@ from typing import ClassVar
 import datasets
 from transformers import AutoImageProcessor
 
-from artgraph_vit.data.options import DataArguments, choice, read_artworks
-from artgraph_vit.errors import UserError, as_user_error, run_script
-from artgraph_vit.preparing import prepare_dataset
-from artgraph_vit.preparing.dataset_card import DatasetCardOptions
-from artgraph_vit.preparing.encoding import PictureEncoder
+from artgraph_vit.data import PictureTransform
+from artgraph_vit.data.options import DataArguments, choice, option, read_artworks
+from artgraph_vit.errors import as_user_error, run_script
+from artgraph_vit.preparing import DatasetCardOptions, PictureEncoder, prepare_dataset
 from artgraph_vit.publishing.push import push_dataset
 from artgraph_vit.training.options import parse_options
 
@@ -30,17 +29,20 @@ class PrepareArguments:
     _argument_group_name: ClassVar[str] = "preparing"
 
     output_dir: str = field(metadata={"help": "Folder for the prepared dataset."})
-    size: int = field(default=256, metadata={"help": "Pixels of the shorter side; smaller pictures stay as they are."})
-    exact_for: str | None = field(
-        default=None,
-        metadata={
-            "help": "A backbone, whose image processor's very pixels are stored, uncompressed: the fastest to train "
-            "on, for this backbone alone; random crops of them are enlarged."
-        },
+    size: int = option(256, "Pixels of the shorter side; smaller pictures stay as they are.")
+    exact_for: str | None = option(
+        None,
+        "A backbone, whose image processor's very pixels are stored, uncompressed: the fastest to train on, for this "
+        "backbone alone; random crops of them are enlarged.",
     )
-    num_processes: int | None = field(default=None, metadata={"help": "By default one a core."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Publish it as this dataset: user/name."})
-    private: bool = field(default=False, metadata={"help": "Make the repository private if it is created."})
+    num_processes: int | None = option(None, "By default one a core.")
+    push_to_hub: str | None = option(None, "Publish it as this dataset: user/name.")
+    private: bool = option(False, "Make the repository private if it is created.")
+
+    def __post_init__(self) -> None:
+        for name in ("size", "num_processes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: use a whole number of at least 1.")
 
 
 @dataclass
@@ -56,26 +58,16 @@ def main() -> None:
         positionals=("source", "output_dir"),
         description=__doc__.splitlines()[0],
     )
-    if prepare.size < 1:
-        raise UserError(f"size={prepare.size}: use a whole number of at least 1.")
-    if prepare.num_processes is not None and prepare.num_processes < 1:
-        raise UserError(f"num_processes={prepare.num_processes}: use a whole number of at least 1.")
     datasets.disable_progress_bars()
     exact_for = None
     if prepare.exact_for:
         with as_user_error(f"The image processor of {prepare.exact_for!r} cannot be used"):
-            exact_for = AutoImageProcessor.from_pretrained(prepare.exact_for, trust_remote_code=False)
+            image_processor = AutoImageProcessor.from_pretrained(prepare.exact_for, trust_remote_code=False)
+        exact_for = PictureTransform(image_processor, "full")
     rows, tasks = read_artworks(source)
     folder = Path(prepare.output_dir)
-    report = prepare_dataset(
-        rows,
-        tasks,
-        folder,
-        PictureEncoder(prepare.size, exact_for, "full" if exact_for else source.jpeg_scale),
-        card,
-        num_processes=prepare.num_processes,
-        on_bad_image=source.on_bad_image,
-    )
+    encoder = PictureEncoder(prepare.size, exact_for, source.jpeg_scale)
+    report = prepare_dataset(rows, tasks, folder, encoder, card, prepare.num_processes, source.on_bad_image)
     print(
         f"{report['artworks']} pictures are in {folder}; {len(report['left_out'])} were left out, "
         f"{len(report['duplicates'])} are there more than once, and {len(report['near_duplicates_across_splits'])} "

@@ -10,7 +10,7 @@ Of a model in a folder the weights are copied in. `python app.py` in the Space's
 import argparse
 from pathlib import Path
 
-from artgraph_vit.errors import UserError, run_script
+from artgraph_vit.errors import as_user_error, run_script
 
 
 def main() -> None:
@@ -18,10 +18,8 @@ def main() -> None:
     parser.add_argument("model", help="Hub id of a model, or a folder that holds one")
     parser.add_argument("out", type=Path, help="folder to write, which must not hold anything yet")
     args = parser.parse_args()
-    try:
-        from artgraph_vit.serving.space import write_space
-    except ImportError as error:
-        raise UserError("A Space needs Gradio: pip install 'artgraph_vit[app]'.") from error
+    with as_user_error("A Space needs Gradio", "pip install 'artgraph_vit[app]'.", kinds=(ImportError,)):
+        from artgraph_vit.serving.page import write_space
     write_space(args.model, args.out)
     print(f"{args.out} is ready: python app.py in it serves the page, and hf upload publishes it.")
 

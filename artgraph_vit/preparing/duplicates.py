@@ -9,7 +9,7 @@ fifth or cut by 1 % at each side are all found, those cut by 2 % mostly (tests/p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,31 +24,26 @@ FEWEST_STEPS = 24  # a picture with fewer is nearly blank, and like all that are
 _BLOCK = 8192
 
 
-def exact_duplicates(names: Sequence[str], splits: Sequence[str], digests: Sequence[str]) -> list[list[dict]]:
-    """Groups of two or more artworks whose stored pictures are the same bytes, each with name and split."""
-    groups: dict[str, list[dict]] = {}
-    for name, split, digest in zip(names, splits, digests, strict=True):
-        groups.setdefault(digest, []).append({"name": name, "split": split})
+def exact_duplicates(artworks: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Groups of two or more artworks of the same `digest`, each with name and split."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for artwork in artworks:
+        groups.setdefault(artwork["digest"], []).append({key: artwork[key] for key in ("name", "split")})
     return [group for group in groups.values() if len(group) > 1]
 
 
-def near_duplicates(
-    names: Sequence[str],
-    splits: Sequence[str],
-    digests: Sequence[str],
-    thumbnails: Sequence[bytes],
-    progress: bool = True,
-) -> list[dict[str, Any]]:
+def near_duplicates(artworks: Sequence[Mapping[str, Any]], progress: bool = True) -> list[dict[str, Any]]:
     """Pairs of artworks in two splits that look nearly the same, most similar first; not the very same pictures.
 
-    Every picture is compared with every one of the other splits, as a product of matrices: n² multiplications of 512
-    numbers, seconds for 100,000 pictures.
+    An artwork has `name`, `split`, `digest` and `thumbnail` (in hex). Every picture is compared with every one of the
+    other splits, as a product of matrices: n² multiplications of 512 numbers, seconds for 100,000 pictures.
     """
-    first = {key: index for index, key in reversed(list(enumerate(zip(digests, splits, strict=True))))}
-    rows = np.array(list(first.values()), dtype=np.int64)  # one of each picture a split
-    steps = _steps([thumbnails[row] for row in rows])
-    rows, steps = rows[steps.sum(1) >= FEWEST_STEPS], steps[steps.sum(1) >= FEWEST_STEPS]
-    split_of = np.array([splits[row] for row in rows])
+    first = {(artwork["digest"], artwork["split"]): artwork for artwork in reversed(artworks)}
+    unlike = list(first.values())  # one of each picture a split
+    steps = _steps([bytes.fromhex(artwork["thumbnail"]) for artwork in unlike])
+    rows = np.flatnonzero(steps.sum(1) >= FEWEST_STEPS)
+    unlike, steps = [unlike[row] for row in rows], steps[rows]
+    split_of = np.array([artwork["split"] for artwork in unlike])
     sizes = steps.sum(1)
     jobs = [
         (left, right)
@@ -61,10 +56,10 @@ def near_duplicates(
         common = steps[left] @ steps[right].T  # (left, right)
         similarity = common / (sizes[left][:, None] + sizes[right] - common)
         for row, column in np.argwhere(similarity >= SIMILAR):
-            both = (rows[left[row]], rows[right[column]])
-            if digests[both[0]] != digests[both[1]]:
-                artworks = [{"name": names[index], "split": splits[index]} for index in both]
-                pairs.append({"artworks": artworks, "similarity": round(float(similarity[row, column]), 3)})
+            both = [unlike[left[row]], unlike[right[column]]]
+            if both[0]["digest"] != both[1]["digest"]:
+                named = [{key: artwork[key] for key in ("name", "split")} for artwork in both]
+                pairs.append({"artworks": named, "similarity": round(float(similarity[row, column]), 3)})
     return sorted(pairs, key=lambda pair: (-pair["similarity"], pair["artworks"][0]["name"]))
 
 

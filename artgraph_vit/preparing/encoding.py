@@ -6,13 +6,11 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from PIL import Image
-from transformers import BaseImageProcessor
 
-from ..data.batches import PictureTransform, encode_exact, exact_mark, size_to_decode
+from ..data.batches import PictureTransform, encode_exact, size_to_decode
 from ..model.pictures import read_picture
 
 THUMBNAIL = (17, 16)  # width, height: 16 steps a line for 16 lines (duplicates.py)
@@ -32,29 +30,26 @@ class PictureEncoder:
 
     Args:
         size (`int`): the shorter side, in pixels, of what is stored; a picture that is smaller stays so.
-        exact_for (`BaseImageProcessor`, *optional*): store the pixels that this image processor gives, and nothing
-            else, in place of a JPEG.
+        exact_for ([`PictureTransform`], *optional*): store the pixels that it gives, in place of a JPEG.
         jpeg_scale (`str`): as of [`PictureTransform`]; in its terms the shorter side is what the model takes.
-
-    Raises:
-        BadPictureError: when it is called, if the picture cannot be read.
     """
 
     size: int
-    exact_for: BaseImageProcessor | None = None
+    exact_for: PictureTransform | None = None
     jpeg_scale: str = "twice"
 
     def settings(self) -> list[Any]:
         """All that the bytes depend on, beside the picture."""
-        mark = exact_mark(self.exact_for).decode() if self.exact_for is not None else None
-        return [self.size if mark is None else None, mark, self.jpeg_scale]
+        if self.exact_for is not None:
+            return [None, self.exact_for.exact_mark.decode(), self.exact_for.jpeg_scale]
+        return [self.size, None, self.jpeg_scale]
 
     @property
     def description(self) -> str:
         """What is stored, for the report and the card."""
         if self.exact_for is None:
             return f"JPEGs whose shorter side has at most {self.size} pixels"
-        name = type(self.exact_for).__name__
+        name = type(self.exact_for.image_processor).__name__
         return f"the very pixels, uncompressed, of a backbone's {name}; they serve backbones that resize like it alone"
 
     @property
@@ -63,8 +58,8 @@ class PictureEncoder:
 
     def __call__(self, image: Mapping[str, Any]) -> EncodedPicture:
         if self.exact_for is not None:
-            pixels = self._transform.pixels(image).permute(1, 2, 0).numpy()  # (H, W, 3)
-            data, picture = encode_exact(pixels, self._transform.exact_mark), Image.fromarray(pixels)
+            pixels = self.exact_for.pixels(image).permute(1, 2, 0).numpy()  # (H, W, 3)
+            data, picture = encode_exact(pixels, self.exact_for.exact_mark), Image.fromarray(pixels)
         else:
             picture = read_picture(image, at_least=size_to_decode(self.jpeg_scale, self.size))
             shorter = min(picture.size)
@@ -76,8 +71,3 @@ class PictureEncoder:
             data = file.getvalue()
         thumbnail = picture.convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
         return EncodedPicture(data, hashlib.sha256(data).hexdigest(), thumbnail.tobytes())
-
-    @cached_property
-    def _transform(self) -> PictureTransform:
-        assert self.exact_for is not None
-        return PictureTransform(self.exact_for, self.jpeg_scale)

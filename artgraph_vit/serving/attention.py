@@ -2,8 +2,7 @@
 
 Attention alone is the same for all labels; weighted with the gradient of one label's logit it tells which patches
 count for that label (Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
-Encoder-Decoder Transformers", ICCV 2021). All is read from the model's own attentions: a backbone that does not give
-them is refused.
+Encoder-Decoder Transformers", ICCV 2021). A backbone that does not give its attentions is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
         from 0 to 1. All are 0 if none speaks for the label.
 
     Raises:
-        ValueError: if there is no such label, or the model gives no attentions between patches.
+        ValueError: if there is no such label, or the model is in training mode or gives no attentions between patches.
     """
     rollout = relevance_rollout(*attention_gradients(model, pixel_values, task, label))  # (tokens, tokens)
     first_patch = model._prefix_tokens  # CLS, distillation and registers come first
@@ -57,9 +56,9 @@ def attention_map(model: ArtGraphViTForImageClassification, pixel_values: Tensor
 def attention_gradients(
     model: ArtGraphViTForImageClassification, pixel_values: Tensor, task: str, label: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The attentions of each layer and the gradients of a label's logit with respect to them, float32
-    `(heads, tokens, tokens)` each; a row holds what a token attends to. Raises as [`attention_map`] does.
-    """
+    """The attentions of each layer and the gradients of a label's logit by them, float32 `(heads, tokens, tokens)`."""
+    if model.training:
+        raise ValueError("This model is in training mode, in which dropout changes the map: call model.eval() first.")
     labels = {known.name: known.labels for known in model.config.tasks}.get(task, ())
     if label not in labels:
         raise ValueError(f"This model has no label {label!r} of a task {task!r}.")

@@ -1,9 +1,8 @@
 """One ONNX file that predicts without torch: probabilities of each task and an embedding, all it needs to know inside.
 
-pixel_values -> model -> softmax or sigmoid of each task, L2-normalised pooled vector -> file -> the check.
-Notable: a file takes its name only after onnxruntime has given what torch gives, in batches of several sizes; labels,
-thresholds and preprocessing stand in its metadata, and what cannot be described there is refused; nothing in it names
-a path of the machine that made it. onnx, onnxruntime and onnxscript are imported where they are used.
+A file takes its name only after onnxruntime has given what torch gives; what its metadata cannot describe is refused;
+nothing in it names a path of the machine that made it. onnx, onnxruntime and onnxscript are imported where they are
+used.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,24 +28,21 @@ from transformers import BaseImageProcessor
 
 from .. import __version__
 from ..data import PixelNormalizer
-from ..errors import UserError, one_line
+from ..errors import UserError, as_user_error
 from ..files import writing
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
-from ..model.tasks import OTHER, THRESHOLD, label_scores
+from ..model.tasks import OTHER, THRESHOLD, Task, label_scores
 
 PIXELS, EMBEDDING = "pixel_values", "embedding"
 MAX_DIFFERENCE = 1e-4  # of a probability or an entry of the embedding, between onnxruntime and torch
-MAX_WEIGHTS = 1_900_000_000  # bytes: a file of ONNX ends at 2 GiB; beyond, the weights stand in a second one
 MAX_LEVELS = 2  # of 255: two libraries that resize with the same filter round differently, and no more
 
 
 @dataclass
 class ExportedFile:
-    """A file, and how it compares in onnxruntime with the model in torch.
+    """A file of `size` bytes, and how it compares in onnxruntime with the model in torch.
 
     Args:
-        path (`Path`).
-        size (`int`): bytes, with those of a second file `<name>.data` where there is one.
         pictures (`int`): how many were compared.
         difference (`float`): the largest, of all probabilities and entries of the embedding.
         agreement (`dict[str, float]`): for a single-label task the share of pictures whose best label is the same, for
@@ -57,20 +54,6 @@ class ExportedFile:
     pictures: int
     difference: float
     agreement: dict[str, float]
-
-
-def check_output(path: Path) -> None:
-    """Raises a `UserError` if an ONNX file cannot be written there, which is better known before the work than after
-    it, or if a package of the extra `onnx` is missing."""
-    if path.suffix != ".onnx" or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"No ONNX file can be {str(path)!r}: give a name that ends in .onnx, in a folder that exists.")
-    try:
-        for name in ("onnx", "onnxruntime", "onnxscript"):
-            import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"An export to ONNX needs more packages: pip install 'artgraph_vit[onnx]' ({error})."
-        ) from error
 
 
 def export_onnx(
@@ -89,7 +72,7 @@ def export_onnx(
         model ([`ArtGraphViTForImageClassification`]): stays as it is.
         image_processor (`BaseImageProcessor`): the model's.
         path (`str` or `Path`): ends in `.onnx`; an older file there is replaced when the new one is whole and checked.
-            Weights of more than 1.9 GB stand in a second file, `<path>.data`, which must stay beside it.
+            Weights too large for one file stand in a second, `<path>.data`, which must stay beside it.
         batches (`Sequence[Tensor]`, *optional*): pixels to check the files on, float32 `(B, 3, H, W)`, of several
             sizes B; by default random ones of 1 and 3.
         int8 (`bool`, *optional*, defaults to `False`): also write `<name>-int8.onnx`, whose matrices are bytes.
@@ -102,7 +85,13 @@ def export_onnx(
             the image processor does what the metadata cannot say, or onnxruntime gives something else than torch.
     """
     path = Path(path)
-    check_output(path)
+    if path.suffix != ".onnx" or not path.parent.is_dir():
+        raise UserError(f"No ONNX file can be {str(path)!r}: give a name that ends in .onnx, in a folder that exists.")
+    with as_user_error(
+        "An export to ONNX needs more packages", "pip install 'artgraph_vit[onnx]'.", kinds=(ImportError,)
+    ):
+        for name in ("onnx", "onnxruntime", "onnxscript"):
+            import_module(name)
     metadata = make_metadata(model, image_processor)
     module = Probabilities(model)
     crop = json.loads(metadata["preprocessing"])["crop"]
@@ -113,19 +102,35 @@ def export_onnx(
     # Made in a folder on the same disk, so that files take their names at once.
     with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         written = [Path(folder) / path.name]
-        is_large = _write_float32(module, shape, written[0], metadata)
+        _write_float32(module, shape, written[0], metadata)
         if int8:
             written.append(written[0].with_stem(f"{path.stem}-int8"))
-            _write_int8(written[0], written[1], is_large)
-        files = [compare_onnx(file, module, batches) for file in written]
+            _write_int8(written[0], written[1])
+        files = [_compare(file, module, batches) for file in written]
         if not files[0].difference <= MAX_DIFFERENCE:
             raise UserError(
                 f"onnxruntime gives probabilities that differ by {files[0].difference:.2g} from torch's, of which "
                 f"{MAX_DIFFERENCE:g} is allowed, so no file was written: try other versions of torch and onnxruntime."
             )
         for file in files:
-            file.path = _take_name(file.path, path.parent)
+            weights, stale = _weights_of(file.path), _weights_of(path.parent / file.path.name)
+            stale.unlink(missing_ok=True)
+            if weights.exists():
+                weights.replace(stale)
+            file.path = file.path.replace(path.parent / file.path.name)
     return files
+
+
+def comparison_table(files: Sequence[ExportedFile], tasks: Sequence[Task]) -> str:
+    """A plain-text table: a column a file, and what each has in common with torch."""
+    columns = {}
+    for file in files:
+        column = {"size": f"{file.size / 1e6:.1f} MB", "largest difference": f"{file.difference:.1e}"}
+        for task in tasks:
+            what = "label decisions that agree" if task.is_multi_label else "best label agrees"
+            column[f"{task.name}: {what}"] = f"{file.agreement[task.name]:.2%}"
+        columns[str(file.path)] = column
+    return f"ONNX against torch on {files[0].pictures} pictures\n{pd.DataFrame(columns).to_string()}"
 
 
 class Probabilities(nn.Module):
@@ -146,29 +151,21 @@ class Probabilities(nn.Module):
 
 
 @torch.no_grad()
-def compare_onnx(
-    path: str | Path, model: ArtGraphViTForImageClassification | Probabilities, batches: Sequence[Tensor]
-) -> ExportedFile:
-    """Runs a file and the model it was made of on the same pixels, float32 `(B, 3, H, W)` of any sizes B; refuses
-    nothing."""
-    path, module = Path(path), model if isinstance(model, Probabilities) else Probabilities(model)
+def _compare(path: Path, module: Probabilities, batches: Sequence[Tensor]) -> ExportedFile:
     session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = module.output_names
-    parts = [session.run(names, {PIXELS: pixels.numpy()}) for pixels in batches]
-    given = {name: torch.cat([torch.from_numpy(part[i]) for part in parts]) for i, name in enumerate(names)}
-    outputs = [module(pixels) for pixels in batches]
-    expected = {name: torch.cat([output[i] for output in outputs]) for i, name in enumerate(names)}
+    parts = [session.run(module.output_names, {PIXELS: pixels.numpy()}) for pixels in batches]
+    given = [torch.from_numpy(np.concatenate(output)) for output in zip(*parts, strict=True)]  # (pictures, C) each
+    expected = [torch.cat(output) for output in zip(*map(module, batches), strict=True)]
     agreement = {}
-    for task in module.tasks:
-        one, other = given[task.name], expected[task.name]  # (pictures, C)
+    for task, one, other in zip(module.tasks, given, expected, strict=False):  # the embedding comes last
         if task.is_multi_label:
             threshold = torch.tensor(module.model.config.thresholds.get(task.name, THRESHOLD))
             same = (one > threshold) == (other > threshold)
         else:
             same = one.argmax(-1) == other.argmax(-1)
         agreement[task.name] = same.double().mean().item()
-    differences = [(given[name] - expected[name]).abs().max().item() for name in names]
-    size = sum(file.stat().st_size for file in (path, _data_of(path)) if file.exists())
+    differences = [(one - other).abs().max().item() for one, other in zip(given, expected, strict=True)]
+    size = sum(file.stat().st_size for file in (path, _weights_of(path)) if file.exists())
     # Not a number if one of them is none.
     return ExportedFile(path, size, sum(map(len, batches)), float(np.max(differences)), agreement)
 
@@ -177,12 +174,7 @@ def compare_onnx(
 
 
 def make_metadata(model: ArtGraphViTForImageClassification, image_processor: BaseImageProcessor) -> dict[str, str]:
-    """What stands in the file beside the weights: `tasks` and `preprocessing`, both JSON, `artgraph_vit_version` and
-    `source_model`.
-
-    Raises:
-        UserError: if a task has a name that the file needs, or the image processor cannot be described.
-    """
+    """What stands beside the weights: `tasks` and `preprocessing` (JSON), `artgraph_vit_version`, `source_model`."""
     tasks = []
     for task in model.config.tasks:
         if task.name in (PIXELS, EMBEDDING):
@@ -209,10 +201,8 @@ def make_metadata(model: ArtGraphViTForImageClassification, image_processor: Bas
 def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any]:
     """An image processor in words that need no transformers: `resize`, `{"height", "width"}` or `{"shortest_edge"}`,
     where the other edge keeps the ratio, rounded down; `resample`, the filter as Pillow names it; `crop`, `{"height",
-    "width"}` of the centre, the size that the model takes; `rescale_factor`, `mean` and `std`.
-
-    Raises:
-        UserError: if pixels made after these words are not those of the image processor.
+    "width"}` of the centre, the size that the model takes; `rescale_factor`, `mean` and `std`. If pixels made after
+    these words are not those of the image processor, it is refused.
     """
     processor: Any = image_processor
     size = dict(processor.size)
@@ -257,22 +247,19 @@ def preprocess(description: dict[str, Any], picture: Image.Image) -> np.ndarray:
 # ---- files ----
 
 
-def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, metadata: dict[str, str]) -> bool:
-    """Returns whether the weights stand in a second file, since one cannot hold so many."""
+def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, metadata: dict[str, str]) -> None:
     pixels = torch.zeros(2, *shape)
-    try:
-        with torch.no_grad(), _quiet():
-            module(pixels)
-            program: Any = torch.onnx.export(
-                module,
-                (pixels,),
-                dynamo=True,
-                verbose=False,
-                input_names=[PIXELS],
-                dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}},
-            )
-    except Exception as error:  # a backbone's own, or one of the many kinds of the exporter's
-        raise UserError(f"The model cannot be exported to ONNX: {one_line(error.__cause__ or error)}") from error
+    # A backbone's own errors, or one of the many kinds of the exporter's.
+    with torch.no_grad(), _quiet(), as_user_error("The model cannot be exported to ONNX", kinds=(Exception,)):
+        module(pixels)
+        program: Any = torch.onnx.export(
+            module,
+            (pixels,),
+            dynamo=True,
+            verbose=False,
+            input_names=[PIXELS],
+            dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}},
+        )
     graph = program.model.graph
     for node in graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
@@ -285,12 +272,10 @@ def _write_float32(module: Probabilities, shape: Sequence[int], path: Path, meta
         value.name = name
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata)
-    is_large = sum(value.const_value.nbytes for value in graph.initializers.values()) > MAX_WEIGHTS
-    import_module("onnx_ir").save(program.model, path, external_data=_data_of(path).name if is_large else None)
-    return is_large
+    program.save(path)
 
 
-def _write_int8(path: Path, smaller: Path, is_large: bool) -> None:
+def _write_int8(path: Path, smaller: Path) -> None:
     quantization = import_module("onnxruntime.quantization")
     with _quiet():
         quantization.quantize_dynamic(
@@ -301,22 +286,12 @@ def _write_int8(path: Path, smaller: Path, is_large: bool) -> None:
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=is_large,
+            use_external_data_format=_weights_of(path).exists(),
         )
 
 
-def _take_name(written: Path, folder: Path) -> Path:
-    path = folder / written.name
-    if _data_of(written).exists():
-        path.unlink(missing_ok=True)  # rather no file for a moment than one with another one's weights
-        _data_of(written).replace(_data_of(path))
-    else:
-        _data_of(path).unlink(missing_ok=True)
-    return written.replace(path)
-
-
-def _data_of(path: Path) -> Path:
-    """The second file, for weights of more than one can hold."""
+def _weights_of(path: Path) -> Path:
+    """The second file, where torch puts weights that are too many for one."""
     return path.with_name(f"{path.name}.data")
 
 

@@ -1,9 +1,8 @@
-"""The page: drop a picture, see ranked labels with bars, the sentence, where the model looks, and what is near.
+"""The page: drop a picture, see ranked labels, the sentence, where the model looks, and what is near; and its Space.
 
 Each event computes from the uploaded file anew, so that no user can be shown what belongs to another. Pictures come
-from strangers: they are decoded by `read_picture` alone, no address is fetched for them, the browser is told to load
-nothing from elsewhere, and what was uploaded is deleted after an hour. Task names, labels and artworks' names are
-whatever a checkpoint or an index holds, so each text is escaped.
+from strangers: `read_picture` alone decodes them, and no address is fetched for them. Task names, labels and artworks'
+names are whatever a checkpoint or an index holds, so each text is escaped.
 """
 
 from __future__ import annotations
@@ -13,16 +12,20 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -30,7 +33,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from ..data.demo import paint_artwork
-from ..errors import as_user_error
+from ..errors import UserError, as_user_error
 from ..model.museum_label import describe, listed
 from ..model.pictures import read_picture
 from ..model.pipeline_artgraph_vit import ArtGraphPipeline
@@ -42,12 +45,8 @@ MAX_UPLOAD = "20mb"
 SHOWN_SIDE = 800  # pixels of the longer side of the heat map
 THUMBNAIL = 160  # pixels of the longer side of a near artwork
 NEIGHBOURS = 8
-AT_ONCE = 2  # pictures in work; others wait in the queue
-MOST_WAITING = 64
 KEPT = 3600  # seconds
-EXAMPLES = 4
-FIRST_EXAMPLE = 100_000  # of the embedded dataset; the demo learns from the first 1,600
-FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine
+EXAMPLES = range(100_000, 100_004)  # of the embedded dataset; the demo learns from the first 1,600
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'"
 )
@@ -57,7 +56,6 @@ CLOSED = re.compile(
     rf"[^=]*/(proxy=|file[=/]+{ADDRESS.pattern}|custom_component|component_server|deep_link|process_recording|vibe-)",
     re.IGNORECASE,
 )
-UPLOAD = "/gradio_api/upload"
 MAX_EVENT = 1_000_000  # bytes
 TITLE = "What is in a painting?"
 NO_EVENT = "This is no event of the page."
@@ -112,8 +110,7 @@ def serve(
     Raises:
         UserError: if the address cannot be bound.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C, so that what was uploaded is deleted
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C, so that what was uploaded is deleted
     with tempfile.TemporaryDirectory(prefix="artgraph-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of this page alone, since gradio serves all that lies in it
         page = build_page(pipe, index, paint_examples(Path(folder)) if examples is None else examples)
@@ -132,13 +129,13 @@ def serve(
 
 def launch(page: gr.Blocks, host: str | None = None, port: int | None = None) -> None:
     """Starts the server of a page in a thread, with nothing open that the page does not need."""
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
+    page.queue(max_size=64, default_concurrency_limit=2, api_open=False)
     page.launch(
         server_name=host,
         server_port=port,
         share=False,
         max_file_size=MAX_UPLOAD,
-        theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace")),
+        theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
         css=CSS,
         footer_links=[],
         run_history=False,
@@ -152,15 +149,14 @@ def launch(page: gr.Blocks, host: str | None = None, port: int | None = None) ->
 
 
 class Guard(BaseHTTPMiddleware):
-    """What a visitor's browser may ask of gradio: closes routes that the page does not need, refuses events that give
-    an address in the place of an uploaded file, which gradio would fetch, and tells the browser to load nothing from
-    elsewhere."""
+    """Closes routes of gradio that the page does not need, refuses events that give an address in the place of an
+    uploaded file, which gradio would fetch, and tells the browser to load nothing from elsewhere."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         path, refusal = request.scope["path"], None
         if CLOSED.match(path):
             refusal = "This route is closed."
-        elif request.method == "POST" and path != UPLOAD:
+        elif request.method == "POST" and path != "/gradio_api/upload":
             size = int(request.headers.get("content-length", MAX_EVENT + 1))
             refusal = why_refused(await request.body()) if size <= MAX_EVENT else NO_EVENT
         if refusal is not None:
@@ -187,9 +183,9 @@ def _has_address(content: Any) -> bool:
 
 def paint_examples(folder: Path) -> list[Path]:
     """Paints pictures as the embedded dataset has them, none of which the demo was trained on."""
-    paths = [folder / f"example-{number + 1}.png" for number in range(EXAMPLES)]
-    for number, path in enumerate(paths):
-        paint_artwork(FIRST_EXAMPLE + number)[0].save(path)
+    paths = [folder / f"example-{number}.png" for number in range(1, len(EXAMPLES) + 1)]
+    for path, index in zip(paths, EXAMPLES, strict=True):
+        paint_artwork(index)[0].save(path)
     return paths
 
 
@@ -266,12 +262,9 @@ def build_page(
 
 
 def uploaded_image(upload: Any, folder: str) -> dict[str, Any] | None:
-    """What a visitor has uploaded, as an undecoded `datasets.Image`: a file of the folder, and never an address.
+    """What a visitor has uploaded, as an undecoded `datasets.Image`; anything but a file of the folder is an error.
 
     gradio has checked it before; this is the second lock.
-
-    Raises:
-        gradio.Error: if it is anything else.
     """
     if upload is None:
         return None
@@ -282,11 +275,7 @@ def uploaded_image(upload: Any, folder: str) -> dict[str, Any] | None:
 
 
 def heat_map(pipe: ArtGraphPipeline, picture: Image.Image, task: str, label: str) -> Image.Image:
-    """Where the model looks for a label, laid over the picture.
-
-    Raises:
-        ValueError: if there is no such label, or the model gives no map.
-    """
+    """Where the model looks for a label, laid over the picture; raises as [`attention_map`] does."""
     model: Any = pipe.model
     pixel_values = pipe.preprocess(picture)["pixel_values"].to(model.device, model.backbone.dtype)  # (1, 3, H, W)
     heat = attention_map(model, pixel_values, task, label)  # (h, w)
@@ -299,7 +288,6 @@ def heat_map(pipe: ArtGraphPipeline, picture: Image.Image, task: str, label: str
 
 
 def hint(text: str) -> str:
-    """A line of explanation."""
     return f'<p class="hint">{escape(text)}</p>'
 
 
@@ -339,3 +327,71 @@ def nearest_html(artworks: Sequence[Mapping[str, Any]]) -> str:
             f"<figcaption>{escape(str(artwork['name']))}<br>similarity {artwork['score']:.2f}</figcaption></figure>"
         )
     return f'<h3>The nearest artworks</h3><div class="nearest">{figures}</div>'
+
+
+# ---- a Space of the Hub ----
+
+APP = '''"""The page of a model of artworks: artist, style, genre, tags and media."""
+
+from pathlib import Path
+
+from artgraph_vit import ArtGraphPipeline
+from artgraph_vit.serving.page import serve
+
+HERE = Path(__file__).resolve().parent
+
+if __name__ == "__main__":
+    serve(ArtGraphPipeline.from_pretrained({model}), examples=sorted((HERE / "examples").iterdir()))
+'''
+
+
+def write_space(model: str, out: Path) -> None:
+    """Writes a folder that is a Space of the Hub: app.py, README.md with its settings, requirements.txt, this package
+    and example pictures.
+
+    Args:
+        model (`str`): a Hub id, or a folder, whose weights are copied in.
+        out (`Path`): the folder to write, which must not hold anything yet.
+
+    Raises:
+        UserError: if it does, or there is no such model.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something already: choose another folder.")
+    folder = Path(model)
+    name, where = repr(model), f"[{model}](https://huggingface.co/{model})"
+    settings: dict[str, Any] = {
+        "title": TITLE,
+        "emoji": "\N{ARTIST PALETTE}",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": "3.11",  # the least that the package runs on
+        "app_file": "app.py",
+    }
+    if folder.is_dir():
+        name, where = 'HERE / "model"', "in the folder `model`"
+        needed = ("config.json", "preprocessor_config.json", "model*.safetensors")
+        for pattern in needed:
+            if not any(folder.glob(pattern)):
+                raise UserError(f"{folder} holds no model: it lacks {pattern}.")
+        (out / "model").mkdir(parents=True)
+        for pattern in (*needed, "model*.json", "README.md", "LICENSE"):
+            for path in folder.glob(pattern):
+                shutil.copy2(path, out / "model")
+        card = ModelCard.load(folder / "README.md").data.to_dict() if (folder / "README.md").is_file() else {}
+        settings |= {key: card[key] for key in ("license", "license_name", "license_link") if card.get(key)}
+    else:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+            raise UserError(f"{model!r} is neither a folder nor called user/name, as a repository on the Hub is.")
+        settings["models"] = [model]
+    (out / "examples").mkdir(parents=True)
+    paint_examples(out / "examples")
+    (out / "app.py").write_text(APP.format(model=name), encoding="utf-8")
+    front = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    text = f"Shows what a model of artworks, {where}, sees in a picture, and where it looks."
+    (out / "README.md").write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
+    needs = [*(line for line in requires("artgraph_vit") or () if ";" not in line), f"gradio=={version('gradio')}"]
+    (out / "requirements.txt").write_text("\n".join(needs) + "\n", encoding="utf-8")
+    # A Space installs its requirements before it has the other files, so the package lies beside the page.
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, out / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))

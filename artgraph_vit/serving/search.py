@@ -39,10 +39,8 @@ class EmbeddingIndex:
         Raises:
             UserError: if the folder holds no such predictions, or another model made them, or FAISS is missing.
         """
-        try:
+        with as_user_error("Search needs FAISS", "pip install 'artgraph_vit[search]'.", kinds=(ImportError,)):
             import faiss
-        except ImportError as error:
-            raise UserError("Search needs FAISS: pip install 'artgraph_vit[search]'.") from error
         folder = Path(folder).expanduser()
         with as_user_error(f"{folder} holds no finished predictions", "make them with scripts/predict.py."):
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))

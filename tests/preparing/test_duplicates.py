@@ -22,9 +22,11 @@ def found(train: list[Image.Image], test: list[Image.Image]) -> list[tuple[int, 
     """The pairs (number in train, number in test)."""
     pictures = [encoded(picture) for picture in (*train, *test)]
     names = [*(f"train {i}" for i in range(len(train))), *(f"test {i}" for i in range(len(test)))]
-    splits = ["train"] * len(train) + ["test"] * len(test)
-    digests, thumbnails = [p.digest for p in pictures], [p.thumbnail for p in pictures]
-    pairs = near_duplicates(names, splits, digests, thumbnails, progress=False)
+    artworks = [
+        {"name": name, "split": name.split()[0], "digest": picture.digest, "thumbnail": picture.thumbnail.hex()}
+        for name, picture in zip(names, pictures, strict=True)
+    ]
+    pairs = near_duplicates(artworks, progress=False)
     return sorted(tuple(int(artwork["name"].split()[1]) for artwork in pair["artworks"]) for pair in pairs)
 
 
@@ -92,7 +94,8 @@ def test_the_very_same_picture_is_a_duplicate_and_no_near_one():
     picture = landscape(1)
     assert found([picture, picture], [picture]) == []
     digest = encoded(picture).digest
-    groups = exact_duplicates(["a", "b", "c", "d"], ["train", "test", "train", "test"], [digest, "x", "y", digest])
+    rows = (("a", "train", digest), ("b", "test", "x"), ("c", "train", "y"), ("d", "test", digest))
+    groups = exact_duplicates([{"name": name, "split": split, "digest": of} for name, split, of in rows])
     assert groups == [[{"name": "a", "split": "train"}, {"name": "d", "split": "test"}]]
 
 

@@ -22,9 +22,7 @@ from artgraph_vit.data import PictureTransform, decoding
 from artgraph_vit.data.decoding import DEADLY
 from artgraph_vit.data.options import DataArguments, read_artworks
 from artgraph_vit.errors import UserError
-from artgraph_vit.preparing import prepare_dataset
-from artgraph_vit.preparing.dataset_card import DatasetCardOptions
-from artgraph_vit.preparing.encoding import PictureEncoder
+from artgraph_vit.preparing import DatasetCardOptions, PictureEncoder, prepare_dataset
 from tests.hub_server import HubServer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare.py"
@@ -315,7 +313,7 @@ def test_training_sees_the_same_labels_and_splits_prepared_or_raw(source, tmp_pa
 
 def test_exact_pixels_are_those_of_the_plain_path_to_the_byte(source, tmp_path):
     processor = ViTImageProcessor(size={"height": 32, "width": 40})
-    prepare(source, tmp_path / "out", PictureEncoder(48, exact_for=processor, jpeg_scale="full"))
+    prepare(source, tmp_path / "out", PictureEncoder(48, exact_for=PictureTransform(processor, "full")))
     rows, _ = read_artworks(DataArguments(str(tmp_path / "out")))
     names = load_dataset(str(tmp_path / "out"), split="train")["name"]
     for name, row in zip(names, rows, strict=False):

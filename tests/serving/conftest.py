@@ -1,6 +1,8 @@
 """A saved tiny model, and sixty pictures in a folder and in parquet files, three of them bad."""
 
 import io
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,21 @@ from transformers import ViTImageProcessor
 
 from artgraph_vit import ArtGraphPipeline
 
+ROOT = Path(__file__).parents[2]
 BAD = (7, 20, 41)
 COUNT = 60
-
-
 TUNED = {
     "pooling": "cls_mean",
     "thresholds": {"tags": [0.9, 0.2, 0.5, 0.05, 0.7]},
     "temperatures": {"genre": 3.0, "tags": 1.5},
 }
+
+
+def run_script(name: str, *arguments: object) -> None:
+    """In this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="script")["main"]()
 
 
 @pytest.fixture

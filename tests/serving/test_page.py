@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import runpy
 import shutil
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from artgraph_vit.model.tasks import MULTI_LABEL, SINGLE_LABEL
 from artgraph_vit.serving.page import build_page, launch, paint_examples, uploaded_image, why_refused
 from tests.conftest import TINY
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ROOT, run_script
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -484,8 +483,7 @@ def run(monkeypatch, tmp_path):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / "elsewhere")
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # the page sets it, and it is set back after the test
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(ROOT / "scripts" / script))["main"]()
+        run_script(script, *arguments)
 
     return run
 

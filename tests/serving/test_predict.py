@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,27 +15,21 @@ from datasets import load_dataset
 
 from artgraph_vit.errors import UserError
 from artgraph_vit.files import folder_lock
-from artgraph_vit.serving.predict import model_digest
-from artgraph_vit.serving.source import open_pictures
+from artgraph_vit.serving.predict import model_digest, open_pictures
+from tests.hub_server import HubServer
 
-from .conftest import BAD, COUNT
+from .conftest import BAD, COUNT, ROOT, run_script
 
-ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def predict(*arguments: object) -> None:
-    """In this process."""
-    argv, sys.argv = sys.argv, ["predict.py", *map(str, arguments), "--use_cpu"]
-    try:
-        runpy.run_path(str(ROOT / "scripts" / "predict.py"), run_name="script")["main"]()
-    finally:
-        sys.argv = argv
+    run_script("predict.py", *arguments, "--use_cpu")
 
 
 def start(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "predict.py"), *map(str, arguments), "--use_cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -210,11 +203,16 @@ def test_a_row_names_no_file_of_this_machine(model_folder, picture_folder, tmp_p
         assert (row["error"], row["thumbnail"]) == ("neither bytes nor a path is stored", None)
 
 
-def test_output_in_the_source_and_a_second_run_of_the_same_process_are_refused(
+def test_output_in_the_source_wrong_options_and_a_second_run_of_the_same_process_are_refused(
     model_folder, picture_folder, tmp_path, monkeypatch
 ):
-    with pytest.raises(UserError, match="is in the source: choose a folder outside of it"):
-        predict(model_folder, picture_folder, picture_folder / "out")
+    for folder, options, message in (
+        (picture_folder, (), "is in the source: choose a folder outside of it"),
+        (tmp_path, ("--top_k", "0"), "top_k=0: use a whole number of at least 1"),
+        (tmp_path, ("--threshold", "1"), r"threshold=1\.0: use a number above 0 and below 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(model_folder, picture_folder, folder / "out", *options)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
@@ -244,3 +242,47 @@ def test_a_wrong_source_is_one_sentence(tmp_path, parquet_folder, monkeypatch, s
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(UserError, match=message):
         open_pictures(source, **options)
+
+
+# ---- a model and datasets of the Hub, over HTTP ----
+
+SCRIPT = """
+import json, runpy, sys
+from datasets import load_dataset
+from huggingface_hub import HfApi
+from artgraph_vit import ArtGraphPipeline
+
+model, parquet, pictures, out, script = sys.argv[1:6]
+ArtGraphPipeline.from_pretrained(model).push_to_hub("tester/model")
+rows = load_dataset("parquet", data_files=f"{parquet}/*.parquet", split="train")
+rows.push_to_hub("tester/pictures", split="validation")
+api = HfApi()
+api.create_repo("tester/folder", repo_type="dataset")
+api.upload_folder(repo_id="tester/folder", repo_type="dataset", folder_path=f"{pictures}/room 0")
+first = HfApi().dataset_info("tester/pictures").sha
+rows.select(range(5)).push_to_hub("tester/pictures", split="validation")
+main = runpy.run_path(script, run_name="script")["main"]
+for name, source, revision in (
+    ("first", "tester/pictures", first), ("last", "tester/pictures", "main"), ("folder", "tester/folder", "main")
+):
+    sys.argv = ["predict.py", "tester/model", source, f"{out}/{name}", "--dataset_revision", revision]
+    sys.argv += ["--shard_rows", "16", "--num_workers", "0", "--use_cpu"]
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_a_dataset_of_the_hub_is_streamed_at_its_commit(model_folder, parquet_folder, picture_folder, tmp_path):
+    with HubServer({"hf_test": "tester"}) as server:
+        environment = {**ENVIRONMENT, "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        folders = map(str, (model_folder, parquet_folder, picture_folder, tmp_path, ROOT / "scripts" / "predict.py"))
+        command = [sys.executable, "-c", SCRIPT, *folders]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert server.unknown_requests == []
+    rows = assert_whole(tmp_path / "first")
+    assert [row["name"] for row in rows] == [f"artwork {number}" for number in range(COUNT)]
+    loose = json.loads((tmp_path / "folder" / "report.json").read_text())  # pictures as they are, in no parquet
+    assert (loose["pictures"], len(loose["bad_pictures"])) == (20, 1)
+    assert json.loads((tmp_path / "last" / "report.json").read_text())["pictures"] == 5 < BAD[0]

@@ -1,8 +1,6 @@
 """Vectors of predictions, and the search among them, against a plain matrix product."""
 
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from artgraph_vit import ArtGraphPipeline
 from artgraph_vit.errors import UserError
 from artgraph_vit.serving.search import EmbeddingIndex
 
-from .conftest import BAD, COUNT
-from .test_predict import ROOT, predict, rows_of
+from .conftest import BAD, COUNT, run_script
+from .test_predict import predict, rows_of
 
 
 @pytest.fixture
@@ -49,21 +47,14 @@ def test_the_nearest_are_those_of_a_plain_product(predictions, pipe, encoded_pic
     assert len(index.nearest(query, k=10 * COUNT)) == COUNT - len(BAD)
 
 
-def test_the_script_prints_a_line_an_artwork(
-    predictions, model_folder, tmp_path, encoded_pictures, monkeypatch, capsys
-):
+def test_the_script_prints_a_line_an_artwork(predictions, model_folder, tmp_path, encoded_pictures, capsys):
     (tmp_path / "query.png").write_bytes(encoded_pictures[12])
-    monkeypatch.setattr(
-        sys, "argv", ["search.py", str(model_folder), str(predictions), str(tmp_path / "query.png"), "--k", "3"]
-    )
-    main = runpy.run_path(str(ROOT / "scripts" / "search.py"), run_name="script")["main"]
-    main()
+    run_script("search.py", model_folder, predictions, tmp_path / "query.png", "--k", "3")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("1.000  artwork 12  ")
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:3], str(tmp_path / "nosuch.png")])
     with pytest.raises(UserError, match="there is no such file"):
-        main()
+        run_script("search.py", model_folder, predictions, tmp_path / "nosuch.png")
 
 
 def test_vectors_of_another_model_are_refused(predictions, pipe, build_model, tmp_path):
