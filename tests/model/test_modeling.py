@@ -178,9 +178,6 @@ def test_a_checkpoint_with_the_old_names_of_vit_loads_exactly(tmp_path, tasks, t
     saved = load_file(tmp_path / "model.safetensors")
     assert "encoder.layer.0.attention.attention.query.weight" in saved  # or the test would say nothing
     model = ArtGraphViTForImageClassification.from_backbone(tmp_path, tasks)
-    values = sorted(float(tensor.double().sum()) for name, tensor in saved.items() if not name.startswith("pooler"))
-    loaded = sorted(float(tensor.double().sum()) for tensor in model.backbone.state_dict().values())
-    assert loaded == values
     pixels = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         expected = backbone.eval()(pixels).last_hidden_state[:, 0]
@@ -244,10 +241,7 @@ def test_every_tensor_survives_saving_and_loading(trained_model, tmp_path, optio
         (lambda tensors: tensors.pop("log_variances"), r"lacks 1 tensor\(s\): log_variances"),
         (lambda tensors: tensors.pop("heads.artist.class_weights"), "lacks .*heads.artist.class_weights"),
         (lambda tensors: tensors.update(stray=torch.zeros(1)), "has no place for, .*stray"),
-        pytest.param(
-            lambda tensors: tensors.update({"log_variances": torch.zeros(4)}),
-            "another shape .*log_variances",
-        ),
+        (lambda tensors: tensors.update({"log_variances": torch.zeros(4)}), "another shape .*log_variances"),
     ],
     ids=["head", "log variances", "class weights", "unexpected", "shape"],
 )
@@ -274,19 +268,6 @@ def test_other_shapes_are_accepted_on_request_and_the_loading_info_is_returned(t
         ArtGraphViTForImageClassification.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
-def test_pickles_are_refused(trained_model, tmp_path, tasks, tiny):
-    trained_model.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(trained_model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        ArtGraphViTForImageClassification.from_pretrained(tmp_path)
-    backbone = save_backbone(ViTConfig(**tiny), tmp_path / "backbone")
-    (tmp_path / "backbone" / "model.safetensors").unlink()
-    torch.save(backbone.state_dict(), tmp_path / "backbone" / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        ArtGraphViTForImageClassification.from_backbone(tmp_path / "backbone", tasks)
-
-
 def test_in_bfloat16_log_variances_and_class_weights_stay_float32(trained_model, tmp_path, make_batch):
     trained_model.save_pretrained(tmp_path)
     model = ArtGraphViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -309,65 +290,44 @@ def test_in_bfloat16_log_variances_and_class_weights_stay_float32(trained_model,
 # Model: freezing and dropout
 
 
-def test_a_frozen_backbone_stays_in_eval_mode_and_builds_no_graph(build_model, make_batch, tiny):
+def test_a_frozen_backbone_stays_in_eval_mode_and_unfrozen_it_learns_again(build_model, make_batch, tiny):
     config = ViTConfig(**tiny, hidden_dropout_prob=0.5)
     model = build_model(backbone_config=config, head_dropout=0.0)
     model.freeze_backbone()
     model.train()
     assert not any(module.training for module in model.backbone.modules())
     assert model.dropout.training
-    output = model(**make_batch())
+    output = model(**make_batch(rows=12))
     assert not output.pooled.requires_grad
-    assert torch.equal(output.pooled, model(**make_batch()).pooled)  # no dropout inside the backbone
+    assert torch.equal(output.pooled, model(**make_batch(rows=12)).pooled)  # no dropout inside the backbone
     output.loss.backward()
     assert all(p.grad is None for p in model.backbone.parameters())
     assert all(p.requires_grad for p in model.parameters())  # or wrapping it for several processes would be anew
-    assert all(head.weight.grad.any() for head in model.heads.values())
-
-
-def test_an_optimizer_step_moves_the_heads_but_no_bit_of_a_frozen_backbone(build_model, make_batch):
-    model = build_model()
-    model.freeze_backbone()
-    model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    model(**make_batch(rows=12)).loss.backward()
-    optimizer.step()
+    torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1).step()
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     heads = {f"heads.{task}.{part}" for task in ("artist", "genre", "tags") for part in ("weight", "bias")}
     assert moved == heads | {"log_variances"}
-
-
-def test_an_unfrozen_backbone_learns_again(build_model, make_batch):
-    model = build_model()
-    model.freeze_backbone()
-    model.train()
     model.unfreeze_backbone()
     assert all(module.training for module in model.backbone.modules())
     model(**make_batch()).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_dropout_stands_before_the_heads_and_in_training_only(build_model):
-    model = build_model(head_dropout=0.5)
+def test_dropout_stands_before_the_heads_with_one_mask_and_in_training_only(build_model):
+    labels = ("a", "b")
+    model = build_model(head_dropout=0.5, tasks=[Task(name, SINGLE_LABEL, labels) for name in ("genre", "other")])
+    model.heads["other"].load_state_dict(model.heads["genre"].state_dict())
     pixels = torch.randn(4, 3, 16, 16)
     model.train()
     first, second = model(pixels), model(pixels)
     assert torch.equal(first.pooled, second.pooled)
     assert not torch.equal(first.logits["genre"], second.logits["genre"])
+    assert torch.equal(first.logits["genre"], first.logits["other"])
     model.eval()
     output = model(pixels)
     assert torch.equal(output.pooled, first.pooled)
     assert torch.equal(output.logits["genre"], model.heads["genre"](output.pooled))
-
-
-def test_one_dropout_mask_serves_all_heads(build_model):
-    labels = ("a", "b")
-    model = build_model(head_dropout=0.5, tasks=[Task(name, SINGLE_LABEL, labels) for name in ("one", "two")])
-    model.heads["two"].load_state_dict(model.heads["one"].state_dict())
-    model.train()
-    logits = model(torch.randn(4, 3, 16, 16)).logits
-    assert torch.equal(logits["one"], logits["two"])
 
 
 def test_bytes_are_refused_by_a_sentence(build_model, make_batch):

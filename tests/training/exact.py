@@ -47,6 +47,14 @@ def mix_neighbours(rows: int, *place) -> Mix:
     return Mix((torch.arange(rows) ^ 1).clamp(max=rows - 1), share=0.3)
 
 
+def joined_gradients(losses: list[torch.Tensor], model) -> dict[str, torch.Tensor]:
+    """Of the loss joined by uncertainty, written out."""
+    sigma = torch.exp(model.log_variances / 2)
+    model.zero_grad()
+    sum(loss / (s**2 + 1e-8) + torch.log(s + 1e-8) for loss, s in zip(losses, sigma, strict=True)).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
 class KeepGradients(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path

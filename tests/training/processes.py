@@ -1,5 +1,6 @@
 """Starting `tiny.py` in processes of its own."""
 
+import math
 import os
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def assert_close(actual: dict, expected: dict, tolerance: float = 0.0) -> None:
             assert torch.equal(one, other), name
         else:
             torch.testing.assert_close(one, other, atol=tolerance, rtol=10 * tolerance)
+
+
+def relative_error(actual: dict, expected: dict) -> float:
+    """In the norm of all tensors together."""
+    assert actual.keys() == expected.keys()
+    squares = [((actual[name] - expected[name]) ** 2).sum() for name in expected]
+    return math.sqrt(sum(squares) / sum((tensor**2).sum() for tensor in expected.values()))
 
 
 def without_times(entry: dict) -> dict:

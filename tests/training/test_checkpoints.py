@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from artgraph_vit import ArtGraphViTForImageClassification
 from artgraph_vit.errors import UserError
@@ -36,39 +36,21 @@ def resume(tmp_path):
     return lambda wanted: checkpoint_to_resume(args, wanted)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run of 4 epochs of 4 steps, 2 of them frozen."""
-    folder = tmp_path_factory.mktemp("finished")
-    tiny_trainer(folder).train()
-    return folder
-
-
-def test_an_empty_folder_starts_afresh(resume):
-    assert resume(None) is None
-    assert resume("auto") is None
+def test_a_folder_with_a_run_or_a_model_is_not_written_over(resume, tmp_path):
+    assert resume(None) is resume("auto") is None
     with pytest.raises(UserError, match="holds no whole checkpoint"):
         resume("last")
-
-
-def test_a_folder_with_a_run_is_not_written_over(resume, tmp_path):
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        resume(str(tmp_path / "nowhere"))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for wanted in (None, "auto"):
+        with pytest.raises(UserError, match="already holds a finished model"):
+            resume(wanted)
     older, newest = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
     with pytest.raises(UserError, match="already holds a run"):
         resume(None)
     assert resume("last") == resume("auto") == resume(True) == str(newest)
     assert resume(str(older)) == str(older)
-
-
-def test_a_finished_model_without_checkpoints_is_not_written_over(resume, tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    for wanted in (None, "auto"):
-        with pytest.raises(UserError, match="already holds a finished model"):
-            resume(wanted)
-
-
-def test_a_path_that_is_no_checkpoint_is_refused(resume, tmp_path):
-    with pytest.raises(UserError, match="is not a checkpoint"):
-        resume(str(tmp_path / "nowhere"))
 
 
 def flip_a_bit(checkpoint: Path) -> None:
@@ -100,8 +82,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(resume, tmp
         resume(str(harmed))
 
 
-def test_every_file_of_a_real_checkpoint_is_sealed(finished):
-    for checkpoint in finished.glob("checkpoint-*"):
+def test_every_file_of_a_real_checkpoint_is_sealed(finished_folder):
+    for checkpoint in finished_folder.glob("checkpoint-*"):
         sealed = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
         there = {path.name for path in checkpoint.iterdir()}
         assert set(sealed) == there - {"checkpoint.json"}
@@ -118,27 +100,34 @@ def test_old_checkpoints_go_when_the_new_one_is_sealed(tmp_path):
     assert trainer.args.save_total_limit == 2
 
 
-def test_a_run_resumes_only_what_is_its_own(finished, tmp_path):
-    checkpoint = str(finished / "checkpoint-8")
-    fewer = tiny_trainer(tmp_path)
-    fewer.train_dataset = RandomArtworks(49, seed=1)
-    with pytest.raises(UserError, match="made on 50 train artworks, and this run has 49"):
-        fewer.train(resume_from_checkpoint=checkpoint)
-    with pytest.raises(UserError, match=r"made with 16 artworks a step, and this run has 32 on 1 process"):
-        tiny_trainer(tmp_path, gradient_accumulation_steps=2).train(resume_from_checkpoint=checkpoint)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_accumulation_steps": 2}, "made with 16 artworks a step, and this run has 32 on 1 process"),
+        ({"learning_rate": 0.1}, "made with learning_rate=0.002, and this run has learning_rate=0.1"),
+        ({"frozen_epochs": 1}, "made with frozen_epochs=2, and this run has frozen_epochs=1"),
+        ({"layer_decay": 0.5}, r"made with layer_decay=1\.0, and this run has layer_decay=0\.5"),
+        ({"ema_decay": 0.5}, "made with ema_decay=None, and this run has ema_decay=0.5"),
+        ({"mixup_alpha": 0.8}, "mixup_alpha=0.0, and this run has mixup_alpha=0.8"),
+        ({"datasets": (RandomArtworks(49, seed=1), None)}, "made on 50 train artworks, and this run has 49"),
+    ],
+)
+def test_a_run_resumes_only_what_is_its_own(finished_folder, tmp_path, options, message):
+    trainer = tiny_trainer(tmp_path, **{"eval_strategy": "no", "load_best_model_at_end": False, **options})
+    with pytest.raises(UserError, match=message):
+        trainer.train(resume_from_checkpoint=str(finished_folder / "checkpoint-8"))
+
+
+def test_a_run_of_other_labels_is_not_resumed(finished_folder, tmp_path):
     turned = tiny_trainer(tmp_path)
     turned.config.tasks = [task.with_labels(task.labels[::-1]) for task in turned.config.tasks]
     with pytest.raises(UserError, match="other tasks or labels than this run's"):
-        turned.train(resume_from_checkpoint=checkpoint)
-    with pytest.raises(UserError, match=r"made with learning_rate=0.002, and this run has learning_rate=0.1"):
-        tiny_trainer(tmp_path, learning_rate=0.1).train(resume_from_checkpoint=checkpoint)
-    with pytest.raises(UserError, match="made with frozen_epochs=2, and this run has frozen_epochs=1"):
-        tiny_trainer(tmp_path, frozen_epochs=1).train(resume_from_checkpoint=checkpoint)
+        turned.train(resume_from_checkpoint=str(finished_folder / "checkpoint-8"))
 
 
-def test_going_on_for_longer_is_no_other_run(finished, tmp_path):
+def test_going_on_for_longer_is_no_other_run(finished_folder, tmp_path):
     longer = tiny_trainer(tmp_path, num_train_epochs=5, load_best_model_at_end=False)
-    longer.train(resume_from_checkpoint=str(finished / "checkpoint-12"))
+    longer.train(resume_from_checkpoint=str(finished_folder / "checkpoint-12"))
     assert longer.state.global_step == 20
 
 
@@ -150,9 +139,8 @@ def test_going_on_for_longer_is_no_other_run(finished, tmp_path):
     ],
     ids=["plain Trainer", "an older version"],
 )
-def test_a_checkpoint_of_another_trainer_is_refused(finished, tmp_path, record, message):
-    checkpoint = tmp_path / "checkpoint-8"
-    shutil.copytree(finished / "checkpoint-8", checkpoint)
+def test_a_checkpoint_of_another_trainer_is_refused(finished_folder, tmp_path, record, message):
+    checkpoint = shutil.copytree(finished_folder / "checkpoint-8", tmp_path / "checkpoint-8")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     del state["stateful_callbacks"]["RunRecord"]
     if record is not None:
@@ -163,23 +151,10 @@ def test_a_checkpoint_of_another_trainer_is_refused(finished, tmp_path, record, 
         tiny_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path):
-    """A learning rate that ruins the model in the last epochs: the best checkpoint is an early one."""
-    options = {"learning_rate": 0.5, "max_grad_norm": 0.0}
-    trainer = tiny_trainer(tmp_path, **options)
-    trainer.train()
-    best, last = Path(trainer.state.best_model_checkpoint), tmp_path / "checkpoint-16"
-    assert best != last
-    flip_a_bit(best)
-    with pytest.raises(UserError, match=r"The best checkpoint so far, .* is not whole: model.safetensors has changed"):
-        tiny_trainer(tmp_path, **options).train(resume_from_checkpoint=str(last))
-
-
-def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
-    checkpoint = tmp_path / "checkpoint-12"
-    shutil.copytree(finished / "checkpoint-12", checkpoint)
+def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished_folder, tmp_path):
+    checkpoint = shutil.copytree(finished_folder / "checkpoint-12", tmp_path / "checkpoint-12")
     (checkpoint / "model.safetensors").unlink()
-    model = ArtGraphViTForImageClassification.from_pretrained(finished / "checkpoint-12")
+    model = ArtGraphViTForImageClassification.from_pretrained(finished_folder / "checkpoint-12")
     model.save_pretrained(checkpoint, max_shard_size="20KB")
     assert len(list(checkpoint.glob("model-*.safetensors"))) > 2
     write_manifest(checkpoint)
@@ -188,14 +163,27 @@ def test_a_sharded_checkpoint_is_resumed_and_loaded_whole(finished, tmp_path):
 
     trainer = tiny_trainer(tmp_path / "resumed", seed=5, load_best_model_at_end=False)
     trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert_close(dict(trainer.model.state_dict()), load_file(finished / "checkpoint-16" / "model.safetensors"))
+    assert_close(dict(trainer.model.state_dict()), load_file(finished_folder / "checkpoint-16" / "model.safetensors"))
 
-    index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
-    shard = checkpoint / index["weight_map"]["heads.artist.bias"]
-    shard.unlink()
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "problem"),
+    [
+        ("heads.artist.bias", None, "1 missing"),
+        ("heads.medium.bias", torch.zeros(2), "1 unexpected"),
+        ("backbone.layernorm.weight", torch.zeros(7), "1 of another shape"),
+    ],
+)
+def test_a_checkpoint_without_exactly_the_models_tensors_is_refused(finished_folder, tmp_path, name, tensor, problem):
+    checkpoint = shutil.copytree(finished_folder / "checkpoint-12", tmp_path / "checkpoint-12")
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors.pop(name, None)
+    if tensor is not None:
+        tensors[name] = tensor
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     write_manifest(checkpoint)
-    with pytest.raises(UserError, match=r"does not hold exactly the model's tensors: .* missing"):
-        tiny_trainer(tmp_path / "lacking").train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(UserError, match=rf"does not hold exactly the model's tensors: {problem} \({name}\)"):
+        tiny_trainer(tmp_path / "run").train(resume_from_checkpoint=str(checkpoint))
 
 
 @pytest.mark.parametrize("where", ["file/run", "/proc/run"])
@@ -231,30 +219,34 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_saved(tmp_path):
 
 
 def test_the_best_checkpoint_is_found_beside_the_others_or_missed_at_once(tmp_path):
+    """A learning rate that ruins the model in the last epochs: the best checkpoint is an early one."""
     options = {"learning_rate": 0.5, "max_grad_norm": 0.0}
     trainer = tiny_trainer(tmp_path / "run", **options)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint).name
+    assert best != "checkpoint-16"
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = tiny_trainer(tmp_path / "moved", seed=4, **options)
     moved.train(resume_from_checkpoint="last")
     assert Path(moved.state.best_model_checkpoint) == tmp_path / "moved" / best
     assert_close(dict(moved.model.state_dict()), dict(trainer.model.state_dict()))
+    flip_a_bit(tmp_path / "moved" / best)
+    with pytest.raises(UserError, match=r"The best checkpoint so far, .* is not whole: model.safetensors has changed"):
+        tiny_trainer(tmp_path / "moved", **options).train(resume_from_checkpoint="last")
     shutil.rmtree(tmp_path / "moved" / best)
     with pytest.raises(UserError, match=rf"The best checkpoint so far, .*{best}, is not whole: it is missing"):
         tiny_trainer(tmp_path / "moved", **options).train(resume_from_checkpoint="last")
 
 
 def test_a_checkpoint_without_an_optimizer_is_not_resumed(tmp_path):
-    options = {"save_only_model": True, "load_best_model_at_end": False, "num_train_epochs": 2}
+    options = {"save_only_model": True, "load_best_model_at_end": False, "num_train_epochs": 1, "frozen_epochs": 0}
     tiny_trainer(tmp_path, **options).train()
     with pytest.raises(UserError, match="holds no optimizer"):
         tiny_trainer(tmp_path, **options).train(resume_from_checkpoint="last")
 
 
-def test_a_damaged_checkpoint_is_not_evaluated(finished, tmp_path):
-    checkpoint = tmp_path / "checkpoint-12"
-    shutil.copytree(finished / "checkpoint-12", checkpoint)
+def test_a_damaged_checkpoint_is_not_evaluated(finished_folder, tmp_path):
+    checkpoint = shutil.copytree(finished_folder / "checkpoint-12", tmp_path / "checkpoint-12")
     flip_a_bit(checkpoint)
     with pytest.raises(UserError, match=r"checkpoint-12' is not whole: model\.safetensors has changed"):
         load_model(str(checkpoint))

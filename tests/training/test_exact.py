@@ -1,7 +1,6 @@
 """The gradient of a step and the figures of an evaluation do not depend on the division of their rows, in float64."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from artgraph_vit.data import ArtGraphCollator
+from artgraph_vit.training import trainer as trainer_module
 
-from .exact import EVAL_SIZES, UnevenArtworks, build_trainer
-from .processes import run_tiny
+from .exact import EVAL_SIZES, UnevenArtworks, build_trainer, joined_gradients, mix_neighbours
+from .processes import relative_error, run_tiny
 from .tiny import TASKS, tiny_model
 
 SCRIPT = Path(__file__).with_name("exact.py")
@@ -49,19 +49,15 @@ def closed_form_gradients() -> dict[str, torch.Tensor]:
     known = labels["tags"][:, 0] >= 0
     p, y = torch.sigmoid(logits["tags"][known]), labels["tags"][known].double()
     losses.append(-(y * p.log() + (1 - y) * (1 - p).log()).mean())
-    sigma = torch.exp(model.log_variances / 2)
-    total = sum(loss / (s**2 + 1e-8) + torch.log(s + 1e-8) for loss, s in zip(losses, sigma, strict=True))
-    total.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return joined_gradients(losses, model)
 
 
-def relative_error(actual: dict, expected: dict) -> float:
-    assert actual.keys() == expected.keys()
-    squares = [((actual[name] - expected[name]) ** 2).sum() for name in expected]
-    return math.sqrt(sum(squares) / sum((tensor**2).sum() for tensor in expected.values()))
-
-
-def test_one_process_has_the_gradient_of_the_closed_form_at_any_accumulation(tmp_path):
+def test_one_process_has_the_gradient_of_the_closed_form_at_any_accumulation(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "draw_mix", mix_neighbours)
+    for what in ("1:mixed", "4:mixed"):
+        build_trainer(tmp_path, ROWS, what).train()
+    mixed = [load_file(tmp_path / f"gradients-0-{number}:mixed-0.safetensors") for number in (1, 4)]
+    assert relative_error(mixed[1], mixed[0]) < 1e-12
     for accumulation in (1, 4, 16):
         build_trainer(tmp_path, ROWS, str(accumulation)).train()
         found = load_file(tmp_path / f"gradients-0-{accumulation}-0.safetensors")

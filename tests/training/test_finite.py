@@ -1,6 +1,7 @@
 """A loss that is not finite stops the run with its step, task and artworks, before any weight changes."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -16,13 +17,13 @@ from .tiny import RandomArtworks, tiny_trainer
 class Spoilt(RandomArtworks):
     """Artworks with names; one has a pixel that is not a number."""
 
-    def __init__(self, rows: int, seed: int, spoilt: int | None, value: float = float("nan"), task: str | None = None):
+    def __init__(self, rows: int, seed: int, spoilt: int | None):
         super().__init__(rows, seed)
         for index, row in enumerate(self.rows):
             row["name"] = f"artwork-{index}.jpg"
         if spoilt is not None:
             self.rows[spoilt]["pixel_values"] = self.rows[spoilt]["pixel_values"].clone()
-            self.rows[spoilt]["pixel_values"][0, 0, 0] = value
+            self.rows[spoilt]["pixel_values"][0, 0, 0] = float("nan")
             self.rows[spoilt] |= {"artist": 0, "genre": 1, "tags": [0]}
 
 
@@ -46,6 +47,7 @@ def test_the_step_the_task_and_the_artwork_are_named(tmp_path, options):
         trainer.train()
     message = str(stopped.value)
     assert message.startswith(f"Step {trainer.state.global_step + 1}: ")
+    assert "Training stopped before" in message
     assert "the loss of artist, genre, tags is nan, from 'artwork-17.jpg' (look at these pictures)" in message
     if trainer.state.global_step:
         for name, parameter in trainer.model.named_parameters():
@@ -93,19 +95,6 @@ def test_of_mixed_pictures_both_are_named(tmp_path):
     assert message.count(" mixed with ") == 2
 
 
-def test_what_was_saved_before_stays_whole(tmp_path):
-    """A learning rate so high that phase full breaks; the checkpoints before are whole and hold finite losses."""
-    trainer = tiny_trainer(tmp_path, learning_rate=1e30, max_grad_norm=0.0)
-    with pytest.raises(UserError, match=r"^Step \d+: .* Training stopped before"):
-        trainer.train()
-    checkpoints = list(tmp_path.glob("checkpoint-*"))
-    assert {path.name for path in checkpoints} >= {"checkpoint-4", "checkpoint-8"}
-    assert all(verify_checkpoint(path) is None for path in checkpoints)
-    for path in checkpoints:
-        history = json.loads((path / "trainer_state.json").read_text())["log_history"]
-        assert all(entry["loss"] == entry["loss"] for entry in history if "loss" in entry)
-
-
 @pytest.mark.parametrize("step", [2, 4, 16])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, step):
     """The gradient breaks within an epoch, at an epoch's last step, and at the run's last; no loss has shown it."""
@@ -122,4 +111,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, step):
     for checkpoint in tmp_path.glob("checkpoint-*"):
         weights = load_file(checkpoint / "model.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+        assert all(math.isfinite(entry.get("loss", 0.0)) for entry in history)
     assert len([path for path in tmp_path.glob("checkpoint-*") if verify_checkpoint(path) is None]) == (step - 1) // 4

@@ -9,9 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,7 +27,6 @@ from .tiny import tiny_trainer
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "accelerate"
 SLURM = CONFIGS / "slurm.sh"
-LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
 DEADLINE = 120  # seconds; the runs below take about a tenth of it
 # For each file the type, the processes on one machine, the machines and the precision.
 MEANING = {
@@ -127,41 +124,33 @@ def test_the_command_in_a_config_starts_what_it_says(name, launched):
 # ---- for real ----
 
 
-def start_machine(log: Path, config: str, *arguments: object) -> subprocess.Popen:
-    """One `accelerate launch`, whose processes talk over the loopback interface alone."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-        "GLOO_SOCKET_IFNAME": next(name for _, name in socket.if_nameindex() if name.startswith("lo")),
-    }
-    command = [*LAUNCH, "--config_file", CONFIGS / f"{config}.yaml", *arguments]
-    with log.open("w") as file:
-        return subprocess.Popen(
-            [str(word) for word in command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
+def launch_machines(folder: Path, *arguments: object) -> tuple[list[int], str]:
+    """Four processes under two launchers, which talk over the loopback interface: exit codes and ends of the logs.
 
-
-@contextlib.contextmanager
-def ended(*machines: subprocess.Popen) -> Iterator[None]:
-    """Whatever happens inside, no process of these launchers outlives it."""
+    Whatever happens, none of their processes is left.
+    """
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment["GLOO_SOCKET_IFNAME"] = loopback
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "several_machines.yaml"]
+    command += ["--num_machines", 2, "--num_processes", 4, "--mixed_precision", "no"]
+    command += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--machine_rank"]
+    logs = [folder / f"machine-{rank}.log" for rank in (0, 1)]
+    machines = []
     try:
-        yield
+        for rank, log in enumerate(logs):
+            words = [str(word) for word in (*command, rank, SCRIPT, *arguments)]
+            with log.open("w") as file:
+                machines.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file))
+        codes = [machine.wait(timeout=DEADLINE) for machine in machines]
     finally:
         for machine in machines:
             if machine.poll() is None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    for process in psutil.Process(machine.pid).children(recursive=True):
-                        with contextlib.suppress(psutil.NoSuchProcess):
-                            process.kill()
-                machine.kill()
+                for process in (*psutil.Process(machine.pid).children(recursive=True), machine):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
                 machine.wait()
-
-
-def wait_for(*machines: subprocess.Popen) -> list[int]:
-    end = time.monotonic() + DEADLINE
-    return [machine.wait(timeout=max(0.1, end - time.monotonic())) for machine in machines]
+    return codes, "".join(log.read_text()[-3000:] for log in logs)
 
 
 def free_port() -> int:
@@ -183,26 +172,11 @@ def test_two_machines_killed_and_resumed_train_the_model_of_one_process(tmp_path
     folder = tmp_path / "four"
     words = ['metric_for_best_model="genre_macro_precision"', "head_dropout=0.0", "per_device_train_batch_size=4"]
 
-    def run(*arguments: object) -> tuple[list[int], str]:
-        port = free_port()
-        logs = [tmp_path / f"machine-{rank}.log" for rank in (0, 1)]
-        cluster = ("--num_machines", 2, "--num_processes", 4, "--mixed_precision", "no")
-        address = ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
-        machines = [
-            start_machine(
-                log, "several_machines", *cluster, *address, "--machine_rank", rank, SCRIPT, folder, *words, *arguments
-            )
-            for rank, log in enumerate(logs)
-        ]
-        with ended(*machines):
-            codes = wait_for(*machines)
-        return codes, "".join(log.read_text()[-3000:] for log in logs)
-
-    codes, text = run("--kill-at", 14)
+    codes, text = launch_machines(tmp_path, folder, *words, "--kill-at", 14)
     assert all(code != 0 for code in codes), text
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8", "checkpoint-12"}
     assert not list(folder.glob("world-size-*"))
-    codes, text = run("--resume", "last", "--model-seed", 3)
+    codes, text = launch_machines(tmp_path, folder, *words, "--resume", "last", "--model-seed", 3)
     assert codes == [0, 0], text
 
     assert (folder / "world-size-4").exists()
@@ -263,16 +237,9 @@ def slurm(tmp_path):
     return run
 
 
-def test_slurm_script_is_a_batch_script():
-    assert subprocess.run(["bash", "-n", SLURM], capture_output=True).returncode == 0
-    lines = SLURM.read_text().splitlines()
-    assert lines[0] == "#!/bin/bash"
-    assert "#SBATCH --requeue" in lines
-    assert "set -euo pipefail" in lines
-    assert SLURM.stat().st_mode & stat.S_IXUSR
-
-
 def test_slurm_starts_one_launcher_a_machine(slurm, launched):
+    assert SLURM.stat().st_mode & stat.S_IXUSR
+    assert {"#SBATCH --requeue", "set -euo pipefail"} <= set(SLURM.read_text().splitlines())
     own = ["configs/artgraph.yaml", "--source", "/data/art graph", "--per_device_train_batch_size", "4"]
     done, launches = slurm(*own)
     assert done.returncode == 0, done.stderr

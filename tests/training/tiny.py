@@ -123,9 +123,7 @@ def kill() -> None:
 
 
 def kill_in_save(trainer: ArtGraphTrainer, step: int, stage: str) -> None:
-    """Ends the process while the checkpoint of a step is being written: when its `weights` are there, when the file of
-    the optimizer is `torn`, or when all files are there but the list of them (`unsealed`).
-    """
+    """Ends the process in the saving of a step: with the optimizer's file `torn`, or `unsealed`, without manifest."""
 
     def instead(owner, name: str, do) -> None:
         original = getattr(owner, name)
@@ -143,9 +141,7 @@ def kill_in_save(trainer: ArtGraphTrainer, step: int, stage: str) -> None:
         path = Path(folder) / "optimizer.pt"
         os.truncate(path, path.stat().st_size // 2)
 
-    if stage == "weights":
-        instead(trainer, "_save_optimizer_and_scheduler", lambda original, *args: None)
-    elif stage == "torn":
+    if stage == "torn":
         instead(trainer, "_save_optimizer_and_scheduler", tear)
     else:
         assert stage == "unsealed"
