@@ -135,6 +135,7 @@ class ArtGraphTrainer(Trainer):
                 f"all processes takes {self._train_batch_size * args.world_size}: take smaller ones, or leave it out."
             )
         checkpoint = checkpoint_to_resume(args, resume_from_checkpoint)
+        self.add_callback(self.pop_callback(self._record))  # last: it sees what others have saved
         self._record.train_rows, self._record.processes = self._train_rows, args.world_size
         self._record.global_batch_size = self.get_total_train_batch_size(args)
         self._resumed = RunRecord()

@@ -99,6 +99,20 @@ class TellToStop(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def test_a_callback_that_saves_at_an_epochs_last_step_saves_its_log_too(tmp_path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = state.global_step == 8
+
+    options = {"save_strategy": "no", "load_best_model_at_end": False}
+    whole = tiny_trainer(tmp_path / "whole", **options)
+    whole.add_callback(Save())
+    whole.train()
+    resumed = tiny_trainer(tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
+    assert_same_logs(resumed.state.log_history, whole.state.log_history)
+
+
 def test_a_run_that_was_told_to_stop_is_not_finished(tmp_path, finished):
     told = tiny_trainer(tmp_path / "told", callbacks=[TellToStop()], load_best_model_at_end=False)
     told.train()
