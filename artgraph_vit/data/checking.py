@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..errors import UserError
+from ..files import atomic_write
 from ..model import pictures as reading_rules
 from .decoding import DEADLY, Picture, Unreadable, default_workers, process_pictures
 
@@ -122,7 +123,8 @@ def leave_out(rows: Dataset, bad: Mapping[int, str], on_bad_image: str, report: 
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         listed = [{"name": names[index], "reason": reason} for index, reason in bad.items()]
-        report.write_text(json.dumps({"count": len(bad), "pictures": listed}, indent=2), encoding="utf-8")
+        with atomic_write(report) as part:
+            part.write_text(json.dumps({"count": len(bad), "pictures": listed}, indent=2), encoding="utf-8")
     logger.warning("%d of %d pictures cannot be read%s", len(bad), len(rows), f": see {report}" if report else "")
     if on_bad_image == "stop":
         index, reason = next(iter(bad.items()))

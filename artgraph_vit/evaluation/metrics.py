@@ -157,7 +157,8 @@ class MultiTaskMetrics:
                 columns["threshold"] = threshold.expand(task.num_labels)
                 if (averages := self._average_precisions(task)) is not None:
                     columns["average_precision"] = averages
-            empty = {"task": task.name, "average_precision": None, "threshold": None}
+            names = ("task", "label", "support", "predicted", *SHARES, "average_precision", "threshold")
+            empty = {**dict.fromkeys(names), "task": task.name}
             for label, *values in zip(task.labels, *(column.tolist() for column in columns.values()), strict=True):
                 table.append({**empty, "label": label, **dict(zip(columns, values, strict=True))})
                 if not table[-1]["support"]:

@@ -22,6 +22,7 @@ from ..data.options import option
 from ..errors import UserError
 from ..evaluation.figures import CONFUSION
 from ..evaluation.results import Results, results_rows
+from ..files import atomic_write
 from ..model.configuration_artgraph_vit import ArtGraphViTConfig
 from ..model.tasks import Task
 
@@ -96,7 +97,8 @@ def write_card(results: Results, config: ArtGraphViTConfig, folder: str | Path) 
     path = Path(folder) / "README.md"
     files = [file.relative_to(folder).as_posix() for file in Path(folder).glob("figures/*")]
     text = render_card(results, config, Path(folder).name, CardOptions.of_results(results), files)
-    path.write_text(text, encoding="utf-8")
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 

@@ -100,6 +100,7 @@ def dry_run(folder: Path, repo_id: str, card: Mapping[str, Any] | None = None) -
     lines = [f"Would be pushed to {repo_id}, in one commit:"]
     lines += [f"  {size:>{len(total)},} {name}" for name, size in sorted(sizes.items())]
     lines += [f"  {total} bytes in {len(sizes)} files", f"Stays here: {', '.join(kept) or 'nothing'}."]
+    lines += ["Would be removed there: weights and figures of an earlier push that are not among these."]
     lines += [_needed(options)] if options.missing() else []
     return "\n".join(lines)
 

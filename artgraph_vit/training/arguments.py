@@ -109,10 +109,18 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "ignore_data_skip": (False, "a resumed run would see rows twice"),
     "train_sampling_strategy": ("random", "pictures have no lengths, and an order is drawn for each epoch"),
     "optim_target_modules": (None, "such an optimizer groups parameters itself, and the phases are groups"),
+    "neftune_noise_alpha": (None, "it is for the embeddings of tokens"),
+    "use_liger_kernel": (False, "it has kernels for language models only"),
     "deepspeed": (None, "DDP is the engine: with --bf16 and --gradient_checkpointing it trains a billion parameters"),
     "fsdp": (None, "DDP is the engine: with --bf16 and --gradient_checkpointing it trains a billion parameters"),
 }
 _ACCELERATOR = {"split_batches": False, "dispatch_batches": False, "even_batches": True, "use_seedable_sampler": True}
+# The least that a number may be.
+_LEAST = {
+    **dict.fromkeys(("learning_rate", "frozen_learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"), 0),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 1),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit"), 1),
+}
 _ENGINES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
@@ -243,18 +251,31 @@ class ArtGraphTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay:g}: use a number between 0 and 1, such as 0.999.")
         if not 0 <= self.mixup_alpha < math.inf:
             raise ValueError(f"mixup_alpha={self.mixup_alpha:g}: use a number of at least 0, which turns it off.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value:g}: use a number of at least {least}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name):g}: use a number from 0 to below 1.")
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ValueError("dataloader_persistent_workers needs workers: give dataloader_num_workers too.")
         wanted = str(self.metric_for_best_model).removeprefix("eval_")
-        if self.greater_is_better and (wanted == "loss" or wanted.endswith("_loss")):
+        is_loss = wanted == "loss" or wanted.endswith("_loss")
+        if self.greater_is_better is not None and self.greater_is_better == is_loss:
             raise ValueError(
-                f"metric_for_best_model={wanted} is best where it is small: pass --greater_is_better false too."
+                f"metric_for_best_model={wanted} is best where it is {'small' if is_loss else 'large'}: pass "
+                f"--greater_is_better {str(not is_loss).lower()} too."
             )
 
     def _check_best_is_saved(self) -> None:
         """The best checkpoint must be one that exists."""
-        if not self.load_best_model_at_end or self.save_strategy == "best":
+        if not self.load_best_model_at_end:
             return
-        is_saved = self.eval_strategy == self.save_strategy
-        if is_saved and self.eval_strategy == "steps":
+        if self.eval_strategy == "no":
+            raise ValueError("load_best_model_at_end needs evaluations: give eval_strategy epoch or steps.")
+        is_saved = self.save_strategy in ("best", self.eval_strategy)
+        if self.save_strategy == "steps" and is_saved:
             is_saved = (self.eval_steps or self.logging_steps) == self.save_steps
         if not is_saved:
             raise ValueError(
@@ -277,12 +298,14 @@ class ArtGraphTrainingArguments(TrainingArguments):
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what a run learns; those of when to log and save, and how fast, are left out."""
-        names = (
+        names: tuple[str, ...] = (
             *("frozen_epochs", "frozen_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps"),
             *("weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
             *("seed", "mixed_precision", "lr_scheduler_kwargs", "data_seed", "dataloader_drop_last"),
             *("ema_decay", "layer_decay", "mixup_alpha"),
         )
+        if not str(SchedulerType(self.lr_scheduler_type).value).startswith("constant"):
+            names += ("num_train_epochs", "max_steps")  # over which the rate changes
         return {name: getattr(getattr(self, name), "value", getattr(self, name)) for name in names}
 
 

@@ -42,6 +42,8 @@ class PhaseRows(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: Any):
+        if isinstance(rows, dict):
+            raise ValueError("eval_dataset is one dataset here: evaluate others with trainer.evaluate(rows).")
         self.rows = rows
         self.features: np.ndarray | None = None  # (rows, hidden)
         self._labels: Any = None

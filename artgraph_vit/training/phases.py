@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
 from .arguments import ArtGraphTrainingArguments
 
@@ -129,5 +129,8 @@ def _factor(args: ArtGraphTrainingArguments, rate: float, phase: str, steps: int
         )
     alone = torch.optim.SGD([torch.zeros(())], lr=rate or 1.0)
     given: Any = args.lr_scheduler_kwargs
-    schedule: Any = get_scheduler(args.lr_scheduler_type, alone, warmup, max(1, steps), given)
+    name = SchedulerType(args.lr_scheduler_type).value
+    wrong = f"lr_scheduler_type={name!r} cannot be used with lr_scheduler_kwargs={given!r}"
+    with as_user_error(wrong, "give what this schedule takes.", (TypeError, ValueError)):
+        schedule: Any = get_scheduler(name, alone, warmup, max(1, steps), given)
     return schedule.lr_lambdas[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..evaluation.tuning import SHRUNK, TUNED, choose_tuning, compare_tuned
 from ..files import atomic_write
 from ..loading import MANIFEST, load_model
 from ..model.modeling_artgraph_vit import ArtGraphViTForImageClassification
+from ..model.tasks import Task
 from ..publishing.card import CardOptions, write_card
 from .arguments import ArtGraphTrainingArguments, ModelArguments, source_recipe
 from .build import build_model, load_image_processor, load_pictures, load_splits
@@ -73,6 +74,7 @@ def train(
     set_seed(args.seed)
     image_processor = load_image_processor(model_args)
     splits, tasks = load_splits(data_args, args)
+    _refuse_unmeasured(args, splits["validation"], tasks)
     model = build_model(model_args, tasks, splits["train"], data_args.missing_tasks == "unknown")
     data_seed = args.seed if args.data_seed is None else args.data_seed
     augmentation = data_args.augmentation(args.seed)
@@ -124,6 +126,21 @@ def departures(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _portable(name_or_path: str) -> str:
     """A name that says nothing of the machine: of a path its last part."""
     return Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
+
+
+def _refuse_unmeasured(args: ArtGraphTrainingArguments, validation_rows: Dataset, tasks: Sequence[Task]) -> None:
+    """The metric by which the best checkpoint is chosen must be one that the validation split gives."""
+    if not args.load_best_model_at_end:
+        return
+    known = [task.name for task in tasks if known_row_count(validation_rows, task)]
+    wanted = str(args.metric_for_best_model).removeprefix("eval_")
+    of_task = [task.name for task in tasks if wanted.startswith(f"{task.name}_")]
+    if not known or (of_task and not set(of_task) & set(known)):
+        raise UserError(
+            f"The validation split has no label of {' or '.join(of_task) or 'any task'}, so "
+            f"metric_for_best_model={wanted} cannot be measured: choose another, or pass --load_best_model_at_end "
+            "false."
+        )
 
 
 def finish_run(

@@ -93,7 +93,8 @@ class ArtGraphTrainer(Trainer):
         self._finite = FiniteLossCheck(model)
         own = [self._record, self._average, self._finite, _PhaseChange(self)]
         kwargs["callbacks"] = [*own, *(kwargs.get("callbacks") or [])]
-        super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
+        with as_user_error("The options of training are wrong", kinds=(ImportError, RuntimeError, ValueError)):
+            super().__init__(model=model, args=args, compute_metrics=self._add_to_evaluation, **kwargs)
         self.config: Any = model.config
         processor: Any = self.processing_class
         self.normalizer = PixelNormalizer(processor) if processor is not None else None
@@ -135,7 +136,7 @@ class ArtGraphTrainer(Trainer):
                 f"all processes takes {self._train_batch_size * args.world_size}: take smaller ones, or leave it out."
             )
         checkpoint = checkpoint_to_resume(args, resume_from_checkpoint)
-        self.add_callback(self.pop_callback(self._record))  # last: it sees what others have saved
+        self.add_callback(self.pop_callback(self._record))  # type: ignore[arg-type]  # last: it sees what others save
         self._record.train_rows, self._record.processes = self._train_rows, args.world_size
         self._record.global_batch_size = self.get_total_train_batch_size(args)
         self._resumed = RunRecord()

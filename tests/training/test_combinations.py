@@ -185,3 +185,34 @@ def test_mixup_on_two_processes_whose_rows_do_not_divide(tmp_path):
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert state["global_step"] == 8
     assert json.loads((tmp_path / "metrics-1.json").read_text())["eval_genre_known_rows"] == EVAL_ROWS
+
+
+def test_a_schedule_is_not_stretched_by_a_resume(tmp_path):
+    options = {"lr_scheduler_type": "cosine", "load_best_model_at_end": False}
+    tiny_trainer(tmp_path, num_train_epochs=3, **options).train()
+    longer = tiny_trainer(tmp_path, num_train_epochs=6, **options)
+    with pytest.raises(UserError, match=r"made with num_train_epochs=3.*, and this run has num_train_epochs=6"):
+        longer.train(resume_from_checkpoint="last")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr_scheduler_type": "warmup_stable_decay"}, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"a": 1}}],
+)
+def test_a_schedule_whose_options_are_wrong_is_one_sentence(tmp_path, options):
+    with pytest.raises(UserError, match=r"^lr_scheduler_type='.*' cannot be used with lr_scheduler_kwargs="):
+        tiny_trainer(tmp_path, **options).train()
+
+
+def test_what_a_run_cannot_report_to_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"^The options of training are wrong \(") as refused:
+        tiny_trainer(tmp_path, report_to=["nonsense"])
+    assert "\n" not in str(refused.value)
+
+
+def test_several_datasets_to_evaluate_are_refused_before_training(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.eval_dataset = {"one": trainer.eval_dataset, "other": trainer.eval_dataset}
+    with pytest.raises(ValueError, match="eval_dataset is one dataset here"):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -98,6 +98,7 @@ LEAVE_OUT = {
     **{"restore_callback_states_from_checkpoint": True, "dataloader_in_order": False, "batch_eval_metrics": False},
     **{"label_names": ["artist"], "include_for_metrics": ["inputs"], "label_smoothing_factor": 0.1},
     **{"train_sampling_strategy": "group_by_length", "optim_target_modules": "all"},
+    **{"neftune_noise_alpha": 5.0, "use_liger_kernel": True},
     **{"deepspeed": "zero2.json", "fsdp": "full_shard"},
 }
 REFUSED = [
@@ -110,6 +111,23 @@ REFUSED = [
     ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "^lr_scheduler_type='reduce_lr_on_plateau' knows no phases"),
     *(({"ema_decay": decay}, "^ema_decay=.*: use a number between 0 and 1, such as") for decay in (0.0, 1.0, -0.5)),
     *(({"mixup_alpha": alpha}, "^mixup_alpha=.*: use a number of at least 0") for alpha in (-0.1, math.inf, math.nan)),
+    (
+        {"save_strategy": "best", "eval_strategy": "no"},
+        "^load_best_model_at_end needs evaluations: give eval_",
+    ),
+    (
+        {"greater_is_better": False},
+        "^metric_for_best_model=avg_macro_f1 is best where it is large: pass --greater_",
+    ),
+    ({"dataloader_persistent_workers": True}, "^dataloader_persistent_workers needs workers: give dataloader_num_wor"),
+    *(
+        ({name: -1}, f"^{name}=-1: use a number of at least")
+        for name in (
+            *("learning_rate", "frozen_learning_rate", "weight_decay", "max_grad_norm", "save_total_limit"),
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        )
+    ),
+    ({"adam_beta1": 1.5}, r"^adam_beta1=1\.5: use a number from 0 to below 1"),
     ({"metric_for_best_model": "eval_loss"}, "^metric_for_best_model=loss is best where it is small: pass --greater_"),
     ({**STEPS, "eval_steps": 3, "save_steps": 6}, "^load_best_model_at_end needs a checkpoint at each evaluation"),
     ({"save_strategy": "no"}, "^load_best_model_at_end needs a checkpoint at each evaluation"),

@@ -25,6 +25,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from transformers.utils import logging
 
 from ...errors import UserError, as_user_error
+from ...files import atomic_write
 from ...model.tasks import Task
 from .files import json_value, picture_inside, read_text
 from .rows import ArtworkTable, rows_of_table, split_name
@@ -180,7 +181,8 @@ def choose_kept(
 
 def write_vocabulary(folder: Path, tasks: Sequence[Task]) -> None:
     content = {"made_by": _MAKER, "tasks": [task.to_dict() for task in tasks]}
-    (folder / VOCABULARY).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / VOCABULARY) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _downloaded(name: str, revision: str | None) -> Path | None:
