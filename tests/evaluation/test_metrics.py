@@ -216,6 +216,8 @@ def test_label_rows_equal_scikit_learn(random_rows):
     metrics = MultiTaskMetrics([STYLE, genre, TAGS], {"tags": thresholds})
     metrics.update({**logits, "genre": torch.zeros(150, 2)}, {**labels, "genre": torch.full((150,), -100)})
     values, table = metrics.compute(), metrics.label_rows()
+    shares = ("precision", "recall", "f1")
+    assert list(table[0]) == ["task", "label", "support", "predicted", *shares, "average_precision", "threshold"]
     assert not [name for name in values if name.startswith("genre")]  # of which nothing is known
     assert values["avg_macro_f1"] == (values["style_macro_f1"] + values["tags_macro_f1"]) / 2
     assert [(row["task"], row["label"]) for row in table] == [
