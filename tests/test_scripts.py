@@ -239,7 +239,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_bits(trained, tmp_path):
         ),
         (("--embedded_artworks", "99"), "paint at least 100 artworks"),
         (("--output_dir", "/proc/run"), "/proc/run cannot be written to"),
-        (("--log_variance_init", "auto", "--task_weighting", "equal"), "log_variance_init='auto' is for a task_weigh"),
+        (("--log_variance_init", "auto", "--task_weighting", "equal"), "log_variance_init='auto' is for task_weigh"),
         (("--metric_for_best_model", "loss"), "metric_for_best_model=loss is best where it is small"),
         (
             ("--task_weighting", "fixed", "--task_weights", '{"artist": 1}'),
