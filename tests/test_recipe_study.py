@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,10 @@ def test_runs_with_other_options_are_refused(done):
         (("--learning_rats", "1"), "there is no option '--learning_rats': did you mean --learning_rate?"),
     ],
 )
-def test_wrong_options(tmp_path, options, message):
-    process = study(tmp_path, "--source", "somewhere", *options)
-    assert process.returncode == 2
-    assert message in process.stderr
+def test_wrong_options(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["recipe_study.py", "--study_folder", str(tmp_path), "--source", "x", *options])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "benchmarks" / "recipe_study.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

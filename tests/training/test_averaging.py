@@ -27,8 +27,14 @@ OPTIONS = {
     "save_steps": 2,
     "eval_strategy": "steps",
     "eval_steps": 2,
-    "greater_is_better": False,  # so that the best checkpoint is an early one
 }
+
+
+def trainer_with_early_best(folder: Path, **options):
+    """As `tiny_trainer`, but the best checkpoint is that with the least F1, which is an early one."""
+    trainer = tiny_trainer(folder, **options)
+    trainer.args.greater_is_better = False
+    return trainer
 
 
 class KeepWeights(TrainerCallback):
@@ -53,7 +59,7 @@ class Run:
     def __init__(self, folder: Path, **options):
         keep = KeepWeights()
         self.folder = folder
-        self.trainer = tiny_trainer(folder, callbacks=[keep], **(OPTIONS | options))
+        self.trainer = trainer_with_early_best(folder, callbacks=[keep], **(OPTIONS | options))
         self.trainer.train()
         self.weights = keep.steps
 
@@ -97,7 +103,7 @@ def test_what_is_evaluated_is_the_average_that_is_saved(run, tmp_path):
     evaluations = {log["step"]: log for log in run.trainer.state.log_history if "eval_loss" in log}
     assert set(evaluations) == set(range(2, STEPS + 1, 2))
     for step, logged in evaluations.items():
-        trainer = tiny_trainer(tmp_path, **OPTIONS)
+        trainer = trainer_with_early_best(tmp_path, **OPTIONS)
         trainer.model.load_state_dict(saved(run.folder, step))
         metrics = trainer.evaluate()
         for name in ("eval_loss", "eval_artist_loss", "eval_avg_macro_f1"):
@@ -118,7 +124,7 @@ def test_a_run_ends_with_its_best_checkpoints_average_and_a_run_resumed_at_its_e
     assert best < STEPS
     assert_close(dict(run.trainer.model.state_dict()), saved(run.folder, best))
     shutil.copytree(run.folder / f"checkpoint-{STEPS}", tmp_path / f"checkpoint-{STEPS}")
-    again = tiny_trainer(tmp_path, seed=5, **(OPTIONS | {"load_best_model_at_end": False}))
+    again = trainer_with_early_best(tmp_path, seed=5, **(OPTIONS | {"load_best_model_at_end": False}))
     again.train(resume_from_checkpoint="last")
     assert_close(dict(again.model.state_dict()), saved(run.folder, STEPS))
     again.save_model(str(tmp_path / "final"))
@@ -126,7 +132,7 @@ def test_a_run_ends_with_its_best_checkpoints_average_and_a_run_resumed_at_its_e
 
 
 def test_an_interrupted_call_of_train_leaves_no_average_to_the_next(run, tmp_path):
-    trainer = tiny_trainer(tmp_path / "stopped", callbacks=[StopAt(3)], **OPTIONS)
+    trainer = trainer_with_early_best(tmp_path / "stopped", callbacks=[StopAt(3)], **OPTIONS)
     with pytest.raises(Stopped):
         trainer.train()
     trainer.pop_callback(StopAt)
