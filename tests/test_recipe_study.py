@@ -13,7 +13,6 @@ import pytest
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
 SOURCE, STRONG = "source recipe", "strong recipe"
 
 
@@ -45,6 +44,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells[2:]}
 
 
+@pytest.mark.soak
 def test_every_recipe_has_its_seeds_and_the_same_ground(done):
     folder, _ = done
     words = {name: runs_of(folder, name) for name in (SOURCE, STRONG, "random flips")}
@@ -59,6 +59,7 @@ def test_every_recipe_has_its_seeds_and_the_same_ground(done):
     assert "--horizontal_flip=True" in words["random flips"][0]["options"]
 
 
+@pytest.mark.soak
 def test_the_table_says_what_the_runs_say(done):
     folder, process = done
     table = (folder / "table.md").read_text()
@@ -79,6 +80,7 @@ def test_the_table_says_what_the_runs_say(done):
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.soak
 def test_what_is_done_is_not_done_again_and_gives_the_same(done):
     folder, _ = done
     kept = folder / "runs" / "runs" / "random-flips-1.json"
@@ -91,6 +93,7 @@ def test_what_is_done_is_not_done_again_and_gives_the_same(done):
     assert (folder / "again.md").read_text() == (folder / "table.md").read_text()
 
 
+@pytest.mark.soak
 def test_runs_with_other_options_are_refused(done):
     folder, _ = done
     process = study(folder / "runs", *ALONE, "--learning_rate", "1e-4")
@@ -98,6 +101,7 @@ def test_runs_with_other_options_are_refused(done):
     assert "is of a run with other options: delete it, or choose another --study_folder" in process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

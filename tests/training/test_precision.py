@@ -24,7 +24,7 @@ def plain(tmp_path_factory):
     [
         ({"optim": "adamw_torch"}, 1e-5),
         ({"gradient_checkpointing": True}, 1e-5),
-        pytest.param({"torch_compile": True}, 1e-3, marks=pytest.mark.slow),
+        pytest.param({"torch_compile": True}, 1e-3, marks=pytest.mark.soak),
         ({"bf16": True}, 0.05),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
