@@ -144,7 +144,8 @@ def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path, shape: tup
         unit="picture",
         disable=trainer.args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    vectors = np.full(shape, np.nan, dtype=np.float32)
+    writes = trainer.is_local_process_zero()
+    vectors, seen = np.empty(shape if writes else 0, dtype=np.float32), np.zeros(len(pictures), dtype=bool)
     with bar:
         for batch in trainer.get_test_dataloader(_NumberedRows(pictures)):
             pixels = {"pixel_values": batch["pixel_values"].to(trainer.args.device)}
@@ -152,10 +153,15 @@ def _compute(trainer: ArtGraphTrainer, pictures: Dataset, path: Path, shape: tup
                 pooled = model(**trainer.normalize_pixels(pixels)).pooled
             numbers = batch["numbers"].to(trainer.args.device)
             pooled, numbers = trainer.accelerator.gather_for_metrics((pooled.float(), numbers))  # without padding
-            vectors[numbers.cpu().numpy()] = pooled.cpu().numpy()
+            places = numbers.cpu().numpy()
+            seen[places] = True
+            if writes:
+                vectors[places] = pooled.cpu().numpy()
             bar.update(len(pooled))
     model.train(was_training)
-    if trainer.is_local_process_zero():
+    if not seen.all():
+        raise RuntimeError(f"{(~seen).sum()} pictures have no features; this is a mistake in artgraph_vit.")
+    if writes:
         with atomic_write(path, writer=os.getpid()) as part, open(part, "wb") as file:
             np.save(file, vectors)
     trainer.accelerator.wait_for_everyone()
